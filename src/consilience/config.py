@@ -1,0 +1,108 @@
+"""Recipe files: YAML into typed settings; an unknown key names the nearest one; `--set key=value` on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from consilience.errors import ConfigError, nearest
+
+
+class Settings(BaseModel):
+    """Base of every block of a recipe: frozen, and a key that is not a field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
+    """The recipe at `path` as a `kind`, with `overrides` (`"train.epochs=2"`) applied to the YAML first."""
+    if not path.is_file():
+        raise ConfigError(f"no recipe {path}. Give the path of a YAML file; ready ones are in recipes/.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error}).") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path} is {'empty' if tree is None else 'not a mapping'}; expected keys such as 'pivot:'.")
+    return parse(override(dict(tree), overrides), kind, where=str(path))
+
+
+def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`tree` with every `a.b=value` set; values are read as YAML, missing mappings are made."""
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {text!r}: expected key=value, for example --set train.epochs=2.")
+        *parents, last = path.split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: {value!r} is not a YAML value.") from None
+    return tree
+
+
+def parse(tree: Mapping[str, Any], kind: type[S], *, where: str) -> S:
+    """`tree` as a `kind`. Raises `ConfigError` with every fault on one line, the nearest key where one is unknown."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_fault(kind, dict(fault)) for fault in error.errors())) from None
+
+
+def _fault(kind: type[BaseModel], fault: dict[str, Any]) -> str:
+    path = [part for part in fault["loc"] if not (isinstance(part, str) and part[:1].isupper())]  # drop union labels
+    dotted = ".".join(map(str, path))
+    if fault["type"] == "extra_forbidden":
+        there_are = _fields_at(kind, path[:-1])
+        return f"unknown key {dotted!r}.{nearest(str(path[-1]), there_are)} There are: {', '.join(there_are)}."
+    if fault["type"] == "missing":
+        return f"key {dotted!r} is missing."
+    cause = fault.get("ctx", {}).get("error")
+    message = str(cause) if isinstance(cause, Exception) else fault["msg"]
+    got = "" if isinstance(cause, Exception) else f", got {fault['input']!r}"
+    return f"{dotted}: {message}{got}." if dotted else f"{message.rstrip('.')}."
+
+
+def _fields_at(kind: Any, path: Sequence[Any]) -> list[str]:
+    """The field names of the settings that `path` leads to, through optional fields, mappings and lists."""
+    for part in path:
+        model = _model_in(kind)
+        kind = model.model_fields[part].annotation if model and part in model.model_fields else _value_type(kind)
+    model = _model_in(kind)
+    return list(model.model_fields) if model else []
+
+
+def _model_in(kind: Any) -> type[BaseModel] | None:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    if get_origin(kind) in (Union, type(int | str)):
+        return next((model for arm in get_args(kind) if (model := _model_in(arm))), None)
+    return None
+
+
+def _value_type(kind: Any) -> Any:
+    arms = get_args(kind)
+    return arms[-1] if arms and arms[-1] is not Ellipsis else (arms[0] if arms else None)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`: what a changed setting is named by."""
+    if isinstance(tree, Mapping) and tree:
+        return {key: value for name in tree for key, value in flatten(tree[name], f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): tree}

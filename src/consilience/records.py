@@ -1,0 +1,179 @@
+"""The records that rooms hand to one another, and their files: JSONL, JSON and Parquet, both ways."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from consilience.errors import DataError
+
+ROLES = ("system", "user", "assistant", "tool")
+# ShareGPT's and other exporters' names for the same roles.
+ROLE_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+} | {role: role for role in ROLES}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat. `group` names the data set or skill it belongs to; `id` is unique within its file."""
+
+    id: str
+    messages: tuple[Message, ...]
+    group: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """The contents of the assistant's turns, in order."""
+        return tuple(message.content for message in self.messages if message.role == "assistant")
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """What comes before the last assistant turn."""
+        last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        return self.messages[:last]
+
+
+def read_conversations(path: Path | str, *, group_key: str = "group", limit: int | None = None) -> list[Conversation]:
+    """The chats of a JSONL, JSON or Parquet file (`.gz` too), each with `messages` or ShareGPT's `conversations`.
+
+    `group_key` names the field that holds a chat's group. Raises `DataError` naming file and line when a record
+    cannot be read, has no assistant turn, or when there is none at all.
+    """
+    path = Path(path)
+    chats: list[Conversation] = []
+    for where, row in read_rows(path):
+        if limit is not None and len(chats) == limit:
+            break
+        chats.append(conversation_of(row, where=where, index=len(chats), group_key=group_key))
+    if not chats:
+        raise DataError(f"{path} holds no conversations. Expected one JSON object with 'messages' per line.")
+    return chats
+
+
+def conversation_of(row: Any, *, where: str, index: int, group_key: str = "group") -> Conversation:
+    """One row of a chat file as a `Conversation`; `where` is put before the error's text."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: got {type(row).__name__}, expected an object with 'messages'.")
+    turns = row.get("messages", row.get("conversations"))
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise DataError(f"{where}: no 'messages' (or ShareGPT 'conversations') list; its keys are {sorted(row)}.")
+    messages = tuple(_message(turn, where) for turn in turns)
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn from it.")
+    extra = {key: value for key, value in row.items() if key not in ("messages", "conversations", "id", group_key)}
+    return Conversation(
+        id=str(row.get("id", index)), messages=messages, group=str(row.get(group_key) or ""), extra=extra
+    )
+
+
+def _message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"{where}: a turn is {type(turn).__name__}, expected an object with 'role' and 'content'.")
+    role = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    if role not in ROLE_NAMES:
+        raise DataError(f"{where}: a turn has role {role!r}, expected one of {', '.join(ROLE_NAMES)}.")
+    if not isinstance(content, str):
+        raise DataError(f"{where}: a {role} turn has content of type {type(content).__name__}, expected text.")
+    return Message(ROLE_NAMES[role], content)
+
+
+def row_of(chat: Conversation) -> dict[str, Any]:
+    """The JSON object that `read_conversations` reads back as `chat`."""
+    row: dict[str, Any] = {"id": chat.id}
+    if chat.group:
+        row["group"] = chat.group
+    row["messages"] = [{"role": message.role, "content": message.content} for message in chat.messages]
+    return row | dict(chat.extra)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """`(where, row)` of every record of a .jsonl, .json or .parquet file; `where` names file and line."""
+    if not path.is_file():
+        raise DataError(f"no file {path}. Check the path; paths in a recipe are relative to the recipe.")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if kind == "parquet":
+        yield from _parquet_rows(path)
+    elif kind == "json":
+        yield from _json_rows(path)
+    elif kind in ("jsonl", "ndjson"):
+        yield from _jsonl_rows(path)
+    else:
+        raise DataError(f"{path} ends in .{kind}; expected .jsonl, .json or .parquet (.jsonl and .json may be .gz).")
+
+
+def _open_text(path: Path) -> Any:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with _open_text(path) as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}).") from None
+        except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}, after line {number}: not readable as UTF-8 text ({error}).") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with _open_text(path) as file:
+            rows = json.load(file)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__}; expected a list of conversations.")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, item {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        number = 0
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file ({error}).") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as JSON lines. The caller writes to a temporary name where a half-written file would matter."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as Parquet; column types are inferred by pyarrow."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)

@@ -1,0 +1,169 @@
+"""The run folder: what was asked, with which inputs and versions; stages that are made once; never half a file.
+
+    RUN/run.json          settings, fingerprints of the inputs, versions: what must agree before a run is resumed
+    RUN/<stage>/          a finished stage; `stage.json` in it holds the seconds it took
+    RUN/<stage>.partial/  a stage in the making; the same command goes on from what is in it
+    RUN/events.jsonl      one line per stage finished
+
+A stage is finished exactly when its folder has its final name, and a folder gets that name by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from consilience.config import flatten
+from consilience.errors import BackendError, ConfigError
+
+PACKAGES = ("consilience", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy", "scipy")
+MARK = "stage.json"
+
+
+class RunFolder:
+    """A run on disk. Stages are made through `stage`; everything else in the folder is written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.said: Callable[[str], None] = lambda line: None
+
+    def stage(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The folder of stage `name`, made by `make(partial_folder)` unless it is there already.
+
+        `make` may be called again on a partial folder that an earlier, killed call left: it goes on from there.
+        """
+        final = self.path / name
+        if (final / MARK).is_file():
+            return final
+        partial = final.with_name(final.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        self.said(name)
+        started = time.monotonic()
+        make(partial)
+        seconds = time.monotonic() - started
+        write_json(partial / MARK, {"stage": name, "seconds": round(seconds, 3)})
+        _sync_tree(partial)
+        partial.rename(final)
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+            events.write(json.dumps({"stage": name, "seconds": round(seconds, 3), "finished": time.time()}) + "\n")
+        return final
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the last, finishing call of every stage, by name, in order of finishing."""
+        marks = [json.loads(mark.read_text()) for mark in sorted(self.path.rglob(MARK), key=os.path.getmtime)]
+        return {mark["stage"]: mark["seconds"] for mark in marks}
+
+
+@contextlib.contextmanager
+def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[RunFolder]:
+    """The run at `path`: made if new, resumed if it was made with the same `settings` and `inputs` (fingerprints).
+
+    Raises `ConfigError` naming every setting or input that differs, and when another process holds the run or the
+    folder holds something else. Nothing is overwritten in either case.
+    """
+    asked = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
+    record = path / "run.json"
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file. Give --out a new folder.")
+    if path.is_dir() and not record.is_file() and any(entry.name != "run.lock" for entry in path.iterdir()):
+        raise ConfigError(f"{path} holds files that are not a run's. Give --out a new or an empty folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "run.lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}). Give --out another folder.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel however the process ends
+        except BlockingIOError:
+            raise ConfigError(f"another process is at work in {path}. Wait for it, or give another --out.") from None
+        if record.is_file():
+            _refuse_changes(path, json.loads(record.read_text()), asked)
+        else:
+            write_json(record, asked | {"versions": versions()})
+        yield RunFolder(path)
+
+
+def _refuse_changes(path: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    changes = []
+    for part in ("settings", "inputs"):
+        was, now = flatten(made[part]), flatten(asked[part])
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                kind = "input" if part == "inputs" else "setting"
+                changes.append(f"{kind} {key} was {was.get(key)!r}, now {now.get(key)!r}")
+    if changes:
+        raise ConfigError(
+            f"{path} was made with other settings: {'; '.join(changes)}. "
+            "Give another --out, or the settings it was made with."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result, and the machine's processor."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON at `path`, whole or not at all, and on the disk when this returns."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` at `path`, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Forces the files of `folder` to disk, so that its rename never outruns them."""
+    for entry in folder.rglob("*"):
+        if entry.is_file():
+            with entry.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+SAMPLE = 1 << 20
+SAMPLES = 16
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a file, or of all files of a folder by name.
+
+    Files above 16 MiB enter by their size and sixteen evenly spaced samples of 1 MiB: a model of 14 GB must not be
+    read whole each time a run resumes. A change that keeps the size and misses every sample goes unseen.
+    """
+    if not path.exists():
+        raise BackendError(f"no file or folder {path}. Check the path; paths in a recipe are relative to the recipe.")
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}:{size}\n".encode())
+        with file.open("rb") as content:
+            if size <= SAMPLE * SAMPLES:
+                digest.update(content.read())
+                continue
+            for sample in range(SAMPLES):
+                content.seek(sample * (size - SAMPLE) // (SAMPLES - 1))
+                digest.update(content.read(SAMPLE))
+    return digest.hexdigest()[:16]
