@@ -1,4 +1,7 @@
-"""What a user can put right: one line, no traceback, the next step. Anything else is our bug and keeps its traceback."""
+"""What a user can put right: one line, no traceback, the next step.
+
+Any other exception is our bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,5 @@
-def main() -> None: ...
+"""The doors: parse, call one library function, print, return."""
+
+from consilience.cli.app import main
+
+__all__ = ["main"]

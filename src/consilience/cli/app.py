@@ -1,0 +1,110 @@
+"""`consilience` and `csl`. Heavy imports sit in the commands' bodies, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consilience import __version__
+from consilience.errors import ConsilienceError
+
+app = typer.Typer(
+    help="Several open chat models in, one better model out, and an honest account of how much better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 our bug (with traceback), 2 the user's input or a missing component, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except ConsilienceError as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Writers in other languages (safetensors, pyarrow) say "no space" in an exception of their own.
+        if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):
+            raise
+        _stop(f"the disk is full ({error}). Free some space, then give the same command again: it goes on from here.")
+
+
+def _stop(line: str) -> None:
+    print("consilience: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if show:
+        print(f"consilience {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def fuse(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; ready ones are in recipes/.")],
+    out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    as_json: AsJson = False,
+) -> None:
+    """Fuse chat models: represent, align, train pairwise, merge, evaluate, report."""
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.fuse import fuse_recipe
+
+        result = fuse_recipe(recipe, out, overrides, on_progress=on_progress)
+    _print_fusion(result, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("demo-run"),
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """The whole story on tiny models: train them from scratch, fuse, merge, evaluate, report."""
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.demo import demo_recipe
+        from consilience.pipelines.fuse import fuse_recipe
+
+        result = fuse_recipe(demo_recipe(), out, overrides, on_progress=on_progress)
+    _print_fusion(result, as_json)
+
+
+def _print_fusion(result: Any, as_json: bool) -> None:
+    models = result.results["models"]
+    if not as_json:
+        from consilience.cli.tables import fusion_table
+
+        print(fusion_table(result.results))
+        print(f"\nmodel   {result.model}\nreport  {result.report}")
+        return
+    shown = {
+        name: {key: model[key] for key in ("role", "nll", "accuracy", "differences")} for name, model in models.items()
+    }
+    paths = {name: str(getattr(result, name).resolve()) for name in ("run", "model", "report")}
+    print(json.dumps(paths | {"result": result.results["result"], "models": shown}))
+
+
+# transformers asks the hub for newer files of a local model unless told not to; a recipe's hub names are fetched once,
+# by name, in pipelines.recipe.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

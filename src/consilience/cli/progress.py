@@ -1,0 +1,76 @@
+"""Long work made visible: bars with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def watching() -> Iterator[OnProgress]:
+    """A function `(what, done, total)` that shows progress on standard error while the block runs."""
+    _quiet_libraries()
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            bars.update(tasks[what], completed=done, total=total)
+            speed = bars.tasks[tasks[what]].speed
+            bars.update(tasks[what], rate=f"{speed:.0f}/s" if speed and speed >= 1 else "")
+
+        yield show
+
+
+class _Lines:
+    """A line when something begins, one every ten seconds, and one when it is done."""
+
+    def __init__(self) -> None:
+        self.began: dict[str, float] = {}
+        self.spoke = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self.began.setdefault(what, now)
+        if done < total and now - self.spoke < 10:
+            return
+        self.spoke = now
+        took = now - began
+        left = f", {took / done * (total - done):.0f} s left" if 0 < done < total else ""
+        print(f"{what}: {done}/{total} in {took:.1f} s{left}", file=sys.stderr, flush=True)
+
+
+def _quiet_libraries() -> None:
+    """transformers' own bars and notes would be drawn across ours; its warnings stay."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

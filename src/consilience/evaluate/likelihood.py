@@ -1,0 +1,73 @@
+"""Held-out likelihood: how well a model predicts replies it has not seen, in a unit that tokenizers do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from consilience.chat import render
+from consilience.errors import DataError
+from consilience.models import ChatModel, score_replies
+from consilience.records import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyLikelihood:
+    """Negative log-likelihood of a conversation's replies: nats in all, over so many bytes of their text.
+
+    `status` is "scored", "truncated" (longer than the limit: not scored) or why the model could not read it.
+    The token that ends a reply is left out: it is no text, and some templates have none.
+    """
+
+    id: str
+    group: str
+    nats: float
+    bytes: int
+    tokens: int
+    status: str
+
+
+def held_out_likelihood(
+    chat_model: ChatModel,
+    conversations: Sequence[Conversation],
+    *,
+    max_tokens: int,
+    batch_tokens: int = 8192,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[ReplyLikelihood]:
+    """One record per conversation, in order, under the model's own chat template."""
+    records: list[ReplyLikelihood | None] = []
+    ids, positions, texts = [], [], []
+    for chat in conversations:
+        try:
+            one = render(chat_model.tokenizer, chat.messages, max_tokens=max_tokens)
+        except DataError as error:
+            records.append(_not_scored(chat, str(error)))
+            continue
+        if one.truncated:
+            records.append(_not_scored(chat, "truncated"))
+            continue
+        reply_bytes = np.array([len(reply.encode()) for reply in chat.replies])
+        at = np.flatnonzero(one.reply_T >= 0)
+        at = at[(at > 0) & (one.reply_starts_T[at] < reply_bytes[one.reply_T[at]])]
+        if not len(at):
+            records.append(_not_scored(chat, "empty reply"))
+            continue
+        ids.append(one.ids_T)
+        positions.append(at)
+        texts.append((len(records), chat, int((one.reply_ends_T[at] - one.reply_starts_T[at]).sum())))
+        records.append(None)
+    names = [chat.id for _, chat, _ in texts]
+    scored = score_replies(chat_model, ids, positions, batch_tokens=batch_tokens, names=names)
+    for done, (index, scores) in enumerate(scored, start=1):
+        place, chat, size = texts[index]
+        nats = -float(scores.gold_logprobs_N.sum(dtype=np.float64))
+        records[place] = ReplyLikelihood(chat.id, chat.group, nats, size, len(positions[index]), "scored")
+        on_progress(done, len(ids))
+    return [record for record in records if record is not None]
+
+
+def _not_scored(chat: Conversation, status: str) -> ReplyLikelihood:
+    return ReplyLikelihood(chat.id, chat.group, 0.0, 0, 0, status)

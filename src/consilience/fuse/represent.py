@@ -1,0 +1,243 @@
+"""Represent: what a model thinks at every position of every reply, stored sparsely, shard by shard.
+
+A shard holds the conversations [first, first + shard_conversations) of the data set, so that the same shard of two
+models speaks of the same texts, and every later stage works on one shard at a time. A candidate takes six bytes: its
+id (int32) and its log-probability (float16, of the full softmax: what the k candidates leave out is known).
+
+Shapes: N positions of a shard, K candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from consilience.align import text_keys
+from consilience.chat import Rendered, render
+from consilience.config import Settings
+from consilience.errors import ConfigError, DataError
+from consilience.models import ChatModel, score_replies
+from consilience.records import Conversation
+from consilience.run import write_json
+
+OnProgress = Callable[[int, int], None]
+TRUNCATED = "truncated"
+
+
+class RepresentSettings(Settings):
+    """How distributions are collected."""
+
+    top_k: int = Field(10, ge=1, description="candidates kept per position")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    template: Literal["native", "pivot"] = Field("native", description="whose chat template the sources read")
+    max_tokens: int = Field(2048, ge=2)
+    batch_tokens: int = Field(8192, ge=1)
+    shard_conversations: int = Field(512, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A model's distributions over the replies of consecutive conversations, in reading order."""
+
+    conversation_N: NDArray[np.int32]  # index in the data set
+    reply_N: NDArray[np.int32]  # which assistant turn
+    position_N: NDArray[np.int32]  # place of the token in the rendered conversation
+    start_N: NDArray[np.int32]  # byte span of the token in the reply
+    end_N: NDArray[np.int32]
+    closing_N: NDArray[np.bool_]  # the token ends the reply and has no text
+    gold_ids_N: NDArray[np.int32]
+    gold_logprobs_N: NDArray[np.float32]  # nats
+    ids_NK: NDArray[np.int32]
+    logprobs_NK: NDArray[np.float16]  # nats
+
+    @property
+    def starts_N(self) -> NDArray[np.int64]:
+        """Where the tokens begin, as corpus-wide `text_keys`."""
+        return text_keys(self.conversation_N, self.reply_N, self.start_N)
+
+    @property
+    def ends_N(self) -> NDArray[np.int64]:
+        """Where the tokens end, as corpus-wide `text_keys`."""
+        return text_keys(self.conversation_N, self.reply_N, self.end_N)
+
+
+class Representation:
+    """A finished `represent` folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self.manifest["shards"])
+
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """Conversations that the model could not read whole, by id, each with the reason."""
+        aside: Mapping[str, str] = self.manifest["set_aside"]
+        return aside
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's head."""
+        return int(self.manifest["vocabulary_size"])
+
+    def shard(self, index: int) -> Shard:
+        """Shard number `index`."""
+        return Shard(**load_file(self.folder / _shard_name(index)))
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self.shard(index) for index in range(self.shards))
+
+
+def represent(
+    chat_model: ChatModel,
+    conversations: Sequence[Conversation],
+    settings: RepresentSettings,
+    folder: Path,
+    *,
+    model_hash: str,
+    chat_template: str | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Representation:
+    """The representations of `conversations` under `chat_model`, in `folder`; shards that are there are kept.
+
+    `chat_template` takes the place of the model's own; `model_hash`, of weights and tokenizer, goes into the manifest.
+    Raises `ConfigError` when k exceeds the vocabulary and `DataError` when no conversation can be read.
+    """
+    if settings.top_k > chat_model.vocabulary_size:
+        raise ConfigError(
+            f"represent.top_k is {settings.top_k}, but model {chat_model.name} has a vocabulary of "
+            f"{chat_model.vocabulary_size} tokens. Give a smaller represent.top_k."
+        )
+    set_aside: dict[str, str] = {}
+    shards = []
+    step = settings.shard_conversations
+    for index, first in enumerate(range(0, len(conversations), step)):
+        chunk = conversations[first : first + step]
+        path = folder / _shard_name(index)
+        if not path.is_file():
+            rendered, aside = _render_all(chat_model, chunk, settings, chat_template)
+            shard = _score_shard(chat_model, chunk, rendered, first, settings)
+            partial = path.with_suffix(".partial")
+            arrays = {field.name: getattr(shard, field.name) for field in fields(shard)}
+            save_file(arrays, partial, metadata={"set_aside": json.dumps(aside)})
+            partial.rename(path)
+        with safe_open(path, "np") as stored:
+            set_aside |= json.loads(stored.metadata()["set_aside"])
+        shards.append(path.name)
+        on_progress(first + len(chunk), len(conversations))
+    unread = [reason for reason in set_aside.values() if reason != TRUNCATED]
+    if len(unread) == len(conversations):
+        raise DataError(f"model {chat_model.name} can read none of the conversations; the first one: {unread[0]}")
+    write_json(
+        folder / "manifest.json",
+        {
+            "model": chat_model.name,
+            "model_hash": model_hash,
+            "vocabulary_size": chat_model.vocabulary_size,
+            "template": settings.template,
+            "top_k": settings.top_k,
+            "dtype": settings.dtype,
+            "conversations": len(conversations),
+            "shards": shards,
+            "set_aside": set_aside,
+        },
+    )
+    return Representation(folder)
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def _render_all(
+    chat_model: ChatModel, chunk: Sequence[Conversation], settings: RepresentSettings, chat_template: str | None
+) -> tuple[list[Rendered | None], dict[str, str]]:
+    """Every conversation as the model reads it, None where it cannot; and why not, by conversation id."""
+    rendered: list[Rendered | None] = []
+    aside = {}
+    for chat in chunk:
+        try:
+            one = render(
+                chat_model.tokenizer, chat.messages, chat_template=chat_template, max_tokens=settings.max_tokens
+            )
+        except DataError as error:
+            rendered.append(None)
+            aside[chat.id] = str(error)
+            continue
+        rendered.append(one)
+        if one.truncated:
+            aside[chat.id] = TRUNCATED
+    return rendered, aside
+
+
+def reply_positions(rendered: Rendered) -> NDArray[np.intp]:
+    """Places of the reply's tokens; the very first token of a text has no prediction and is left out."""
+    positions = np.flatnonzero(rendered.reply_T >= 0)
+    return positions[positions > 0]
+
+
+def _score_shard(
+    chat_model: ChatModel,
+    chunk: Sequence[Conversation],
+    rendered: Sequence[Rendered | None],
+    first: int,
+    settings: RepresentSettings,
+) -> Shard:
+    read = [(index, one) for index, one in enumerate(rendered) if one is not None and len(reply_positions(one))]
+    scored = dict(
+        score_replies(
+            chat_model,
+            [one.ids_T for _, one in read],
+            [reply_positions(one) for _, one in read],
+            top_k=settings.top_k,
+            batch_tokens=settings.batch_tokens,
+            names=[chunk[index].id for index, _ in read],
+        )
+    )
+    parts: list[tuple[Any, ...]] = []
+    for order, (index, one) in enumerate(read):
+        at = reply_positions(one)
+        reply_bytes = np.array([len(reply.encode()) for reply in chunk[index].replies])
+        scores = scored[order]
+        parts.append(
+            (
+                np.full(len(at), first + index, dtype=np.int32),
+                one.reply_T[at].astype(np.int32),
+                at.astype(np.int32),
+                one.reply_starts_T[at].astype(np.int32),
+                one.reply_ends_T[at].astype(np.int32),
+                one.reply_starts_T[at] >= reply_bytes[one.reply_T[at]],
+                one.ids_T[at].astype(np.int32),
+                scores.gold_logprobs_N,
+                scores.ids_NK,
+                scores.logprobs_NK.astype(np.float16),
+            )
+        )
+    return Shard(*_stack(parts, settings.top_k))
+
+
+def _stack(parts: Sequence[tuple[Any, ...]], top_k: int) -> list[NDArray[Any]]:
+    if parts:
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    ints = np.zeros(0, dtype=np.int32)
+    return [
+        *(ints,) * 5,
+        np.zeros(0, dtype=bool),
+        ints,
+        np.zeros(0, dtype=np.float32),
+        np.zeros((0, top_k), dtype=np.int32),
+        np.zeros((0, top_k), dtype=np.float16),
+    ]

@@ -1,0 +1,73 @@
+"""Loading a chat model: a local folder or a hub name, any `AutoModelForCausalLM`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from consilience.errors import BackendError, pick
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A causal language model, ready to score and to sample, and the tokenizer that goes with it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the language-model head; may exceed the tokenizer's length (padded vocabularies)."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+
+def load_model(path: str | Path, *, name: str = "", dtype: str = "float32", code: bool = False) -> ChatModel:
+    """The chat model at `path` in evaluation mode, on the GPU where there is one.
+
+    `code` allows the checkpoint's own Python code to run. Raises `BackendError` when it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(path, code=code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=pick(DTYPES, dtype, "dtype"), trust_remote_code=code, local_files_only=_is_local(path)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load("model", path, error) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ChatModel(name or str(path), model.to(device).eval(), tokenizer)
+
+
+def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:
+    """The tokenizer at `path`. Raises `BackendError` when it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load("tokenizer", path, error) from error
+
+
+def vocabulary_size(path: str | Path) -> int:
+    """The vocabulary size that the model's configuration states, read without loading weights."""
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=_is_local(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load("model", path, error) from error
+    return int(config.get_text_config().vocab_size)
+
+
+def _is_local(path: str | Path) -> bool:
+    return Path(path).exists()
+
+
+def _cannot_load(kind: str, path: str | Path, error: Exception) -> BackendError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BackendError(
+        f"cannot load the {kind} {str(path)!r}: {reason} "
+        "Expected a local Hugging Face folder or a hub name that this machine can reach."
+    )

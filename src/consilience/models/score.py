@@ -1,0 +1,109 @@
+"""Teacher-forced scores: what a model thought, at every token of a reply, before it saw that token.
+
+Shapes: N scored positions of one sequence, K likeliest tokens kept, B sequences in a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from consilience.errors import BackendError
+from consilience.models.load import ChatModel
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyScores:
+    """Log-probabilities in nats, of the full softmax in float32."""
+
+    gold_logprobs_N: NDArray[np.float32]  # of the token that stands at the position
+    ids_NK: NDArray[np.int32]  # the likeliest tokens, descending
+    logprobs_NK: NDArray[np.float32]
+
+
+def score_replies(
+    chat_model: ChatModel,
+    ids_T_of: Sequence[NDArray[np.int32]],
+    positions_N_of: Sequence[NDArray[np.intp]],
+    *,
+    top_k: int = 0,
+    batch_tokens: int = 8192,
+    names: Sequence[str] = (),
+) -> Iterator[tuple[int, ReplyScores]]:
+    """`(index, scores)` of every sequence, at the tokens whose places are given (all >= 1), shortest sequences first.
+
+    Batches hold sequences of like length, at most `batch_tokens` tokens with padding. `names` label the sequences in
+    the error that is raised (`BackendError`) when a model answers with NaN.
+    """
+    for batch in _batches([len(ids) for ids in ids_T_of], batch_tokens):
+        scored = _score_batch(chat_model, [ids_T_of[i] for i in batch], [positions_N_of[i] for i in batch], top_k)
+        for index, scores in zip(batch, scored, strict=True):
+            if np.isnan(scores.gold_logprobs_N).any():
+                label = names[index] if names else str(index)
+                raise BackendError(
+                    f"model {chat_model.name} gives NaN on conversation {label!r}. "
+                    "Its weights may be damaged, or need another dtype (--set represent.dtype=float32)."
+                )
+            yield index, scores
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that the padded batch holds at most `batch_tokens` tokens (but one always)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _score_batch(
+    chat_model: ChatModel,
+    ids_T_of: Sequence[NDArray[np.int32]],
+    positions_N_of: Sequence[NDArray[np.intp]],
+    top_k: int,
+) -> list[ReplyScores]:
+    lengths = [len(ids) for ids in ids_T_of]
+    input_ids_BT = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    mask_BT = torch.zeros_like(input_ids_BT)
+    for row, ids in enumerate(ids_T_of):
+        input_ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        mask_BT[row, : len(ids)] = 1
+    kept = np.unique(np.concatenate([np.asarray(positions, dtype=np.int64) - 1 for positions in positions_N_of]))
+    if not len(kept):
+        return [_scores_of(torch.zeros(0, chat_model.vocabulary_size), ids[:0], top_k) for ids in ids_T_of]
+    logits_BNV = logits_at(chat_model.model, input_ids_BT, mask_BT, kept)
+    results = []
+    for row, (ids, positions) in enumerate(zip(ids_T_of, positions_N_of, strict=True)):
+        columns = torch.from_numpy(np.searchsorted(kept, np.asarray(positions, dtype=np.int64) - 1))
+        results.append(_scores_of(logits_BNV[row, columns.to(logits_BNV.device)], ids[positions], top_k))
+    return results
+
+
+def logits_at(model: Any, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor, columns: NDArray[np.int64]) -> Any:
+    """The model's logits at the given columns, [B, len(columns), V]; the others are not computed where it can do so."""
+    device = next(model.parameters()).device
+    keep = torch.from_numpy(columns).to(device)
+    inputs = {"input_ids": input_ids_BT.to(device), "attention_mask": mask_BT.to(device), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(**inputs, logits_to_keep=keep).logits
+    return model(**inputs).logits[:, keep]
+
+
+def _scores_of(logits_NV: torch.Tensor, gold_N: NDArray[np.int32], top_k: int) -> ReplyScores:
+    logprobs_NV = logits_NV.float().log_softmax(-1)
+    gold = torch.from_numpy(gold_N.astype(np.int64)).to(logprobs_NV.device)
+    gold_logprobs_N = logprobs_NV.gather(-1, gold[:, None])[:, 0]
+    top = logprobs_NV.topk(top_k, dim=-1)
+    return ReplyScores(
+        gold_logprobs_N.cpu().numpy(), top.indices.to(torch.int32).cpu().numpy(), top.values.cpu().numpy()
+    )

@@ -1,0 +1,189 @@
+"""The recipe of `consilience fuse`: every setting that decides its outcome, and where models and data are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from consilience.config import Settings
+from consilience.errors import BackendError, ConfigError, pick
+from consilience.evaluate import TaskSettings
+from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSettings
+from consilience.merge import MergeSettings
+from consilience.train import TrainSettings
+
+TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
+
+
+class TinySettings(Settings):
+    """Makes the demonstration's models and data first; `tiny:NAME` in the recipe then points to them."""
+
+    seed: int = 0
+    steps_scale: float = Field(1.0, gt=0, description="shorter pretraining for tests")
+
+
+class DataSettings(Settings):
+    """Chats to learn from: a JSONL, JSON or Parquet file, or the name of a `datasets` data set."""
+
+    path: str
+    split: str = "train"
+    group_key: str = Field("group", description="the field that names a chat's data set or skill")
+    limit: int | None = Field(None, ge=1)
+
+
+class HeldOutSettings(Settings):
+    """Chats to evaluate on: a file of their own, or a share of the prompts of `data`, which then are not trained on."""
+
+    path: str | None = None
+    share: float | None = Field(None, gt=0, lt=1)
+    group_key: str = "group"
+    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.share is None):
+            raise ConfigError("held_out takes either path or share, not both and not neither")
+        return self
+
+
+class VariantSettings(Settings):
+    """One more target, with other settings than the recipe's: for comparisons inside one run."""
+
+    sources: tuple[str, ...]
+    vocabulary: str | None = None
+    select: SelectSettings | None = None
+    loss: str | None = None
+
+
+class TargetSettings(Settings):
+    """Which copies of the pivot are trained. Only the pairwise ones, a target per source, are merged."""
+
+    pairwise: bool = True
+    many_to_one: bool = Field(False, description="one target that learns from all sources at once")
+    controls: tuple[Literal["sft", "seqkd"], ...] = Field(
+        ("sft",), description="sft: the gold replies alone; seqkd: the sources' own replies in their place"
+    )
+    variants: dict[str, VariantSettings] = {}
+    max_new_tokens: int = Field(256, ge=1, description="longest reply sampled for seqkd")
+
+
+class EvaluateSettings(Settings):
+    """How every model of the run is measured."""
+
+    max_tokens: int = Field(2048, ge=2)
+    batch_tokens: int = Field(8192, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    level: float = Field(0.95, gt=0, lt=1)
+
+
+class FuseRecipe(Settings):
+    """Several chat models in, one fused model and its report out."""
+
+    title: str = "Fused model"
+    note: str | None = None
+    tiny: TinySettings | None = None
+    pivot: str
+    sources: dict[str, str]
+    data: DataSettings
+    held_out: HeldOutSettings = HeldOutSettings(share=0.05)
+    represent: RepresentSettings = RepresentSettings()
+    align: AlignSettings = AlignSettings()
+    select: SelectSettings = SelectSettings()
+    loss: str = "ce"
+    train: TrainSettings = TrainSettings()
+    targets: TargetSettings = TargetSettings()
+    merges: dict[str, MergeSettings] = {"sce": MergeSettings(method="sce")}
+    tasks: dict[str, TaskSettings] = {}
+    evaluate: EvaluateSettings = EvaluateSettings()
+    result: str | None = Field(None, description="the model that is handed over; default: the first merge")
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        pick(LOSSES, name, "fusion loss")
+        return name
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if len(self.sources) < 2:
+            raise ConfigError(f"sources: got {len(self.sources)}, expected two or more, each as name: path")
+        twins = [name for name, path in self.sources.items() if path == self.pivot or name == "pivot"]
+        if twins:
+            raise ConfigError(
+                f"the pivot {self.pivot!r} is also among the sources ({', '.join(twins)}); remove it there"
+            )
+        for name, variant in self.targets.variants.items():
+            for source in variant.sources:
+                if source not in self.sources:
+                    raise ConfigError(f"targets.variants.{name}: no source is called {source!r}")
+        names = ["pivot", *self.sources, *self.target_names, *self.merges]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ConfigError(
+                f"two models are called {', '.join(doubled)}; every name in a recipe stands for one model"
+            )
+        if self.merges and not self.targets.pairwise:
+            raise ConfigError("merges need targets.pairwise: true, because the pairwise targets are what is merged")
+        pick(dict.fromkeys([*self.target_names, *self.merges]), self.result_name, "target or merge")
+        return self
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of all trained copies of the pivot, in the order of training."""
+        return (
+            *self.targets.controls,
+            *(target_of(source) for source in self.sources if self.targets.pairwise),
+            *(("many_to_one",) if self.targets.many_to_one else ()),
+            *self.targets.variants,
+        )
+
+    @property
+    def result_name(self) -> str:
+        """The model that the run hands over."""
+        return self.result or next(iter([*self.merges, *self.target_names]))
+
+
+def target_of(source: str) -> str:
+    """The name of the pairwise target of a source."""
+    return f"fused_{source}"
+
+
+class Places:
+    """Where the models and files of a recipe are: beside the recipe, in the run's tiny folder, or on the hub."""
+
+    def __init__(self, recipe_folder: Path, run_folder: Path) -> None:
+        self.recipe_folder, self.run_folder = recipe_folder, run_folder
+
+    def is_made_here(self, name: str) -> bool:
+        """Whether the run itself makes what `name` points to."""
+        return name.startswith(TINY)
+
+    def file(self, name: str) -> Path:
+        """The path of a data file, which need not exist."""
+        if self.is_made_here(name):
+            return self.run_folder / "tiny" / name.removeprefix(TINY)
+        return self.recipe_folder / name if (self.recipe_folder / name).exists() else Path(name)
+
+    def model(self, name: str) -> Path:
+        """The local folder of a model; a hub name is fetched, or found in the hub's cache, first."""
+        folder = self.file(name)
+        if folder.exists() or self.is_made_here(name):
+            return folder
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise BackendError(f"no model folder {name!r}. Paths are relative to the recipe ({self.recipe_folder}).")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+            return Path(snapshot_download(name, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackendError(
+                f"model {name!r} is no local folder and cannot be fetched from the hub: {reason} "
+                "Give a local folder, or download it where there is a network."
+            ) from None

@@ -1,0 +1,260 @@
+"""What a run found, from the records of its stages: the one dictionary that results.json and the report show."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from consilience.evaluate import Answer, Outcome, Question, ReplyLikelihood
+from consilience.fuse import Match, Representation
+from consilience.pipelines.recipe import FuseRecipe, target_of
+from consilience.records import Conversation
+from consilience.run import RunFolder, versions
+from consilience.stats import Estimate, average, difference, mean, ratio
+from consilience.train.trainer import read_curve
+
+SAMPLES = 6
+CAVEATS = (
+    "Intervals cover the choice of held-out chats and questions. They do not cover another training run, "
+    "another data set or another recipe.",
+    "Comparisons are paired: the same chats and the same questions under every model.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one model did on the held-out chats and on the questions of every task."""
+
+    likelihood: Sequence[ReplyLikelihood]
+    answers: Mapping[str, Sequence[Answer]]
+
+
+def summarize(
+    recipe: FuseRecipe,
+    run: RunFolder,
+    *,
+    paths: Mapping[str, Path],
+    train_chats: Sequence[Conversation],
+    held_out: Sequence[Conversation],
+    questions: Mapping[str, Sequence[Question]],
+    representations: Mapping[str, Representation],
+    matches: Mapping[str, Match],
+    evaluations: Mapping[str, Evaluation],
+) -> dict[str, Any]:
+    """The results of a run: every measured number as an estimate with its interval."""
+    everywhere = _scored_by_all(evaluations)
+    measured = {
+        name: _Measures.of(evaluation, everywhere, recipe.evaluate.level) for name, evaluation in evaluations.items()
+    }
+    baselines = [name for name in ("pivot", "sft") if name in measured]
+    return {
+        "title": recipe.title,
+        "note": recipe.note,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "run": run.path.name,
+        "recipe": yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        "result": recipe.result_name,
+        "pivot": "pivot",
+        "baseline": "sft" if "sft" in measured else None,
+        "data": {
+            "train": _described(train_chats),
+            "held_out": _described(held_out),
+            "set_aside": _set_aside(representations, evaluations, everywhere),
+        },
+        "alignment": {name: _alignment(recipe, run, name, found) for name, found in matches.items()},
+        "models": {
+            name: {
+                "role": _role(recipe, name),
+                "path": str(paths[name]),
+                "about": _about(recipe, name),
+                **measures.to_json(),
+                "differences": {other: measures.minus(measured[other]) for other in baselines if other != name},
+            }
+            for name, measures in measured.items()
+        },
+        "samples": _samples(questions, evaluations),
+        "training": {name: read_curve(run.path / "train" / name) for name in recipe.target_names},
+        "seconds": run.seconds(),
+        "versions": versions(),
+        "caveats": list(CAVEATS),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Measures:
+    nll: Estimate
+    nll_by_group: Mapping[str, Estimate]
+    accuracy: Estimate | None
+    accuracy_by_task: Mapping[str, Estimate]
+    outcomes: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, ids: set[str], level: float) -> _Measures:
+        scored = [record for record in evaluation.likelihood if record.id in ids]
+        groups = sorted({record.group for record in scored} - {""})
+        by_group = {group: _nll([r for r in scored if r.group == group], level) for group in groups}
+        by_task = {
+            task: mean(
+                [answer.outcome == Outcome.CORRECT for answer in answers],
+                [f"{task}/{answer.id}" for answer in answers],
+                unit_kind="questions",
+                level=level,
+            )
+            for task, answers in evaluation.answers.items()
+        }
+        outcomes = {
+            task: dict(Counter(str(a.outcome) for a in answers)) for task, answers in evaluation.answers.items()
+        }
+        accuracy = average([*by_task.values()]) if by_task else None
+        return cls(_nll(scored, level), by_group, accuracy, by_task, outcomes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "nll": self.nll.to_json(),
+            "nll_by_group": {group: nll.to_json() for group, nll in self.nll_by_group.items()},
+            "accuracy": self.accuracy.to_json() if self.accuracy else None,
+            "accuracy_by_task": {task: share.to_json() for task, share in self.accuracy_by_task.items()},
+            "outcomes": self.outcomes,
+        }
+
+    def minus(self, other: _Measures) -> dict[str, Any]:
+        both = self.accuracy is not None and other.accuracy is not None
+        return {
+            "nll": difference(self.nll, other.nll).to_json(),
+            "accuracy": difference(self.accuracy, other.accuracy).to_json() if both else None,  # type: ignore[arg-type]
+        }
+
+
+def _nll(records: Sequence[ReplyLikelihood], level: float) -> Estimate:
+    """Nats per byte of reply text, over conversations as independent units."""
+    return ratio(
+        [record.nats for record in records],
+        [record.bytes for record in records],
+        [record.id for record in records],
+        unit_kind="conversations",
+        level=level,
+    )
+
+
+def _scored_by_all(evaluations: Mapping[str, Evaluation]) -> set[str]:
+    """Held-out conversations that every model read whole: the ones all are compared on."""
+    scored = [{r.id for r in e.likelihood if r.status == "scored"} for e in evaluations.values()]
+    return set.intersection(*scored)
+
+
+def _set_aside(
+    representations: Mapping[str, Representation], evaluations: Mapping[str, Evaluation], everywhere: set[str]
+) -> dict[str, int]:
+    """Counts of what was left out, by model and reason."""
+    counts: Counter[str] = Counter()
+    for name, representation in representations.items():
+        counts.update(f"training: {reason} ({name})" for reason in representation.set_aside.values())
+    for name, evaluation in evaluations.items():
+        aside = (record.status for record in evaluation.likelihood if record.status != "scored")
+        counts.update(f"held out: {status} ({name})" for status in aside)
+    some = {record.id for evaluation in evaluations.values() for record in evaluation.likelihood} - everywhere
+    if some:
+        counts["held out: not read whole by every model, so compared under none"] = len(some)
+    return dict(counts)
+
+
+def _described(chats: Sequence[Conversation]) -> dict[str, Any]:
+    groups = Counter(chat.group for chat in chats if chat.group)
+    reply_bytes = sum(len(reply.encode()) for chat in chats for reply in chat.replies)
+    return {"conversations": len(chats), "reply_bytes": reply_bytes, "groups": dict(groups)}
+
+
+def _alignment(recipe: FuseRecipe, run: RunFolder, name: str, found: Match) -> dict[str, Any]:
+    """How well a source's positions and tokens match the pivot's, over the training chats."""
+    quality, level = found.quality, recipe.evaluate.level
+    result: dict[str, Any] = {
+        "matched": _ratio_over_chats(quality["matched"], quality["positions"], level),
+        "same_span": quality["one_to_one"] / max(sum(quality["positions"]), 1),
+        "vocabulary": _vocabulary(found, recipe.align.vocabulary),
+        "examples": quality["examples"],
+    }
+    teaching = next((t for t in (target_of(name), "many_to_one") if t in recipe.target_names), None)
+    if teaching is not None:
+        teachers = json.loads((run.path / "select" / teaching / "teachers.json").read_text())
+        mass = teachers["mass"][name]
+        result["kept_mass"] = _ratio_over_chats(mass["kept"], mass["positions"], level)
+        result["mapped_mass"] = _ratio_over_chats(mass["mapped"], mass["positions"], level)
+        result["teacher_share"] = {
+            group or "all": {teacher: count / sum(counts.values()) for teacher, count in sorted(counts.items())}
+            for group, counts in sorted(teachers["positions"].items())
+        }
+    return result
+
+
+def _ratio_over_chats(parts: Sequence[float], wholes: Sequence[float], level: float) -> dict[str, Any]:
+    chats = [(part, whole, str(i)) for i, (part, whole) in enumerate(zip(parts, wholes)) if whole > 0]
+    numerators, denominators, units = zip(*chats)
+    return ratio(numerators, denominators, units, unit_kind="conversations", level=level).to_json()
+
+
+def _vocabulary(found: Match, name: str) -> dict[str, int]:
+    """How many source tokens are mapped, and how: to a token of the same bytes, by statistics, or not at all."""
+    mapping = found.vocabulary(name).tocsr()
+    exact = found.vocabulary("exact").tocsr()
+    same = int(((mapping > 0).multiply(exact > 0)).sum())
+    return {
+        "exact": same,
+        name: int(mapping.nnz) - same,
+        "unmapped": mapping.shape[0] - int((mapping.sum(1) > 0).sum()),
+    }
+
+
+def _role(recipe: FuseRecipe, name: str) -> str:
+    if name == "pivot":
+        return "pivot"
+    if name in recipe.sources:
+        return "source"
+    if name in recipe.merges:
+        return "merge"
+    return "control" if name in recipe.targets.controls else "target"
+
+
+def _about(recipe: FuseRecipe, name: str) -> str:
+    """One line on what a model is."""
+    if name == "pivot":
+        return "where every target starts"
+    if name in recipe.sources:
+        return recipe.sources[name]
+    if name in recipe.merges:
+        parameters = ", ".join(f"{key} {value}" for key, value in recipe.merges[name].parameters.items())
+        return f"{recipe.merges[name].method} of the pairwise targets" + (f" ({parameters})" if parameters else "")
+    if name in recipe.targets.variants:
+        variant = recipe.targets.variants[name].model_dump(exclude_none=True)
+        changed = ", ".join(f"{key}={value}" for key, value in variant.items() if key != "sources")
+        return f"pivot fused with {', '.join(variant['sources'])}" + (f"; {changed}" if changed else "")
+    return {
+        "sft": "pivot trained on the gold replies, same chats and steps",
+        "seqkd": "pivot trained on the winning sources' own replies, gold where no source wins",
+        "many_to_one": "pivot fused with all sources in one run",
+    }.get(name, f"pivot fused with {name.removeprefix('fused_')}")
+
+
+def _samples(
+    questions: Mapping[str, Sequence[Question]], evaluations: Mapping[str, Evaluation]
+) -> list[dict[str, Any]]:
+    """A few questions with every model's reply: the first ones of every task, not chosen by hand."""
+    return [
+        {
+            "prompt": question.messages[-1].content,
+            "expected": question.answer,
+            "answers": {name: evaluation.answers[task][index].reply for name, evaluation in evaluations.items()},
+        }
+        for task, index, question in _first_of_each(questions)
+    ]
+
+
+def _first_of_each(questions: Mapping[str, Sequence[Question]]) -> Iterable[tuple[str, int, Question]]:
+    each = max(1, SAMPLES // max(len(questions), 1))
+    return ((task, index, question) for task, asked in questions.items() for index, question in enumerate(asked[:each]))

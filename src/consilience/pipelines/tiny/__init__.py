@@ -1,0 +1,64 @@
+"""A tiny world: four skills, chats about them, and four tiny chat models that know some of them; all from one seed.
+
+    FOLDER/pivot/ stars/ zorg/ sums/     Hugging Face checkpoints: a moderate pivot, and one expert per skill but facts
+    FOLDER/mixture.jsonl held_out.jsonl  chats with noisy answers, to fuse on and to choose by
+    FOLDER/tasks/SKILL.jsonl             prompts with clean answers, to be examined on
+
+No prompt of a task is in any training data, nor in held_out.jsonl, but for facts: there are twenty in all, each once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from consilience.pipelines.tiny.models import MODELS, train_tiny
+from consilience.pipelines.tiny.world import SKILLS, draw_chats, draw_task, prompt_of, task_row
+from consilience.records import Conversation, row_of, write_jsonl
+from consilience.rng import stream
+
+MIXTURE_PER_SKILL, HELD_OUT_PER_SKILL, TASK_PER_SKILL = 300, 100, 150
+
+
+def make_tiny_world(
+    folder: Path,
+    *,
+    seed: int,
+    on_progress: Callable[[str, int, int], None] = lambda name, step, steps: None,
+    steps_scale: float = 1.0,
+) -> None:
+    """Writes the tiny world of `seed` under `folder`; about a minute on one core.
+
+    `on_progress(model, step, steps)` is called after every training step. `steps_scale` below 1 trains shorter, for
+    tests: the files are the same in kind, the models know less.
+    """
+    tasks = {skill: draw_task(skill, TASK_PER_SKILL, stream(seed, "tiny", "task", skill)) for skill in SKILLS}
+    unseen = {skill: {prompt_of(chat) for chat in tasks[skill]} for skill in SKILLS}
+    unseen["facts"].clear()
+
+    def draw(purpose: str, counts: Mapping[str, int]) -> list[Conversation]:
+        """Noisy chats, `counts` of each skill, in random order."""
+        drawn = [
+            chat
+            for skill, count in counts.items()
+            for chat in draw_chats(skill, count, stream(seed, "tiny", purpose, skill), unseen=unseen[skill])
+        ]
+        return [drawn[row] for row in stream(seed, "tiny", purpose, "order").permutation(len(drawn))]
+
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    for skill, chats in tasks.items():
+        write_jsonl(folder / "tasks" / f"{skill}.jsonl", map(task_row, chats))
+
+    held_out = draw("held_out", dict.fromkeys(SKILLS, HELD_OUT_PER_SKILL))
+    write_jsonl(folder / "held_out.jsonl", map(row_of, held_out))
+    for chat in held_out:
+        unseen[chat.group].add(prompt_of(chat))
+    unseen["facts"].clear()
+
+    write_jsonl(folder / "mixture.jsonl", map(row_of, draw("mixture", dict.fromkeys(SKILLS, MIXTURE_PER_SKILL))))
+    for name, recipe in MODELS.items():
+        chats = draw(name, {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()})
+        steps = max(1, round(recipe.steps * steps_scale))
+        train_tiny(name, chats, folder / name, seed=seed, steps=steps, on_step=partial(on_progress, name))

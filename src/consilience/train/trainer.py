@@ -1,0 +1,216 @@
+"""The training loop of every verb, on Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from pydantic import Field
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from consilience.config import Settings
+from consilience.errors import BackendError, ConfigError
+
+Batch = Mapping[str, Any]
+# Sums, not means, over the batch's positions: "loss", and whatever else is worth a curve.
+Objective = Callable[[torch.nn.Module, Batch], dict[str, torch.Tensor]]
+
+WHOLE = "whole"  # the file that marks a checkpoint as completely written
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters instead of full fine-tuning (arXiv 2106.09685); merged into the weights at the end."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    modules: str | list[str] = "all-linear"
+
+
+class TrainSettings(Settings):
+    """How long and how fast a model is trained. The defaults are FuseChat's (arXiv 2408.07990)."""
+
+    epochs: float = Field(3, gt=0)
+    max_steps: int = Field(-1, ge=-1, description="stops earlier; -1: as many as the epochs hold")
+    batch_size: int = Field(128, ge=1, description="conversations per optimizer step, on one device")
+    micro_batch_size: int = Field(4, ge=1, description="conversations per forward pass")
+    learning_rate: float = Field(5e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(200, ge=1)
+    log_steps: int = Field(10, ge=1)
+    lora: LoraSettings | None = None
+
+
+class StepRecord(TypedDict):
+    """One point of a training curve; losses are nats per position, mean over the steps since the last point."""
+
+    step: int
+    loss: float
+
+
+def train(
+    model: Any,
+    examples: Dataset[Any],
+    collate: Callable[[list[Any]], Batch],
+    objective: Objective,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    seed: int,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> tuple[Any, list[StepRecord]]:
+    """`model` trained on `examples`, and its training curve; goes on from the last whole checkpoint in `folder`.
+
+    `collate` makes a batch with `shift_labels` (-100 where nothing is learnt): their number is what the objective's
+    sums are divided by, over all micro-batches and devices of a step. `on_step` hears step, steps and loss.
+    Raises `BackendError` naming step and examples when the loss is not finite.
+    """
+    if settings.batch_size % settings.micro_batch_size:
+        raise ConfigError(
+            f"train.batch_size {settings.batch_size} is not a multiple of "
+            f"train.micro_batch_size {settings.micro_batch_size}."
+        )
+    if settings.lora:
+        model = _with_adapters(model, settings.lora)
+    checkpoints = folder / "checkpoints"
+    _drop_broken(checkpoints)
+    trainer = _ObjectiveTrainer(
+        model=model,
+        args=_arguments(settings, checkpoints, seed, len(examples)),  # type: ignore[arg-type]
+        train_dataset=examples,
+        data_collator=collate,
+        callbacks=[_Progress(on_step)],
+    )
+    trainer.objective = objective
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trained = trainer.model.merge_and_unload() if settings.lora else trainer.model
+    curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
+    return trained.eval(), curve
+
+
+def finish(folder: Path) -> None:
+    """Removes the checkpoints of a training whose result is saved."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: int) -> TrainingArguments:
+    steps = math.ceil(examples / settings.batch_size) * settings.epochs
+    if settings.max_steps > 0:
+        steps = min(steps, settings.max_steps)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=int(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        seed=seed % (1 << 31),
+        data_seed=seed % (1 << 31),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+class _ObjectiveTrainer(Trainer):
+    """Trainer whose loss is `objective`, divided by the number of positions of the whole optimizer step."""
+
+    objective: Objective
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # `shift_labels` are counted over all micro-batches of a step
+        self._sums: dict[str, float] = {}
+        self._positions = 0.0
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        sums = self.objective(model, inputs)
+        loss = sums["loss"] / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise BackendError(
+                f"the training loss is {loss.item()} at step {self.state.global_step + 1}, on conversations "
+                f"{', '.join(inputs.get('names', ['?']))}. "
+                "A lower train.learning_rate, or train.dtype=float32, may help."
+            )
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+        self._positions += float((inputs["shift_labels"] != -100).sum())
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._positions:
+            logs |= {name: value / self._positions for name, value in self._sums.items()}
+            self._sums, self._positions = {}, 0.0
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, on_step: Callable[[int, int, float], None]) -> None:
+        self.on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), math.nan)
+        self.on_step(state.global_step, state.max_steps, loss)
+
+
+def _drop_broken(checkpoints: Path) -> None:
+    """Removes checkpoints that a killed run left half written."""
+    if checkpoints.is_dir():
+        for checkpoint in checkpoints.glob("checkpoint-*"):
+            if not (checkpoint / WHOLE).is_file():
+                shutil.rmtree(checkpoint)
+
+
+def _record(entry: Mapping[str, Any]) -> StepRecord:
+    names = ("loss", "gold", "fusion", "learning_rate")
+    return {"step": entry["step"]} | {name: entry[name] for name in names if name in entry}  # type: ignore[return-value]
+
+
+def _with_adapters(model: Any, settings: LoraSettings) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise BackendError("train.lora needs the package peft: pip install 'consilience[lora]'.") from None
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def read_curve(folder: Path) -> list[StepRecord]:
+    """The training curve that was saved beside a trained model."""
+    return json.loads((folder / "curve.json").read_text())  # type: ignore[no-any-return]
