@@ -9,17 +9,17 @@ Shapes: P positions of the pivot, S positions of the source.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 
 BYTES_BITS, REPLIES_BITS = 30, 10
 
 
-def text_keys(conversation_N: Ints, reply_N: Ints, byte_N: Ints) -> Ints:
+def text_keys(conversation_N: Ints, reply_N: Ints, byte_N: Ints) -> NDArray[np.int64]:
     """One coordinate for every byte of a corpus of replies, so that a whole corpus is aligned in one call, shape [N].
 
     Room for 2^30 bytes in a reply, 1,024 replies in a conversation and 2^23 conversations.

@@ -16,7 +16,7 @@ from scipy import sparse
 VocabularyMapping = Callable[[Any, Any], Any]
 
 
-def count_pairs(source_ids_N: NDArray[np.int64], pivot_ids_N: NDArray[np.int64], shape: tuple[int, int]) -> Any:
+def count_pairs(source_ids_N: NDArray[np.integer[Any]], pivot_ids_N: NDArray[np.integer[Any]], shape: tuple[int, int]) -> Any:
     """How often source token s and pivot token p began at the same byte, a sparse [Vs, Vp] matrix of counts."""
     ones = np.ones(len(source_ids_N), dtype=np.int64)
     return sparse.coo_array((ones, (source_ids_N, pivot_ids_N)), shape=shape).tocsr()

@@ -46,7 +46,7 @@ class Reader:
         self.style = style_of(tokenizer)
         self.added = set(tokenizer.get_added_vocab())
         self.special = special_tokens(tokenizer)
-        self.special_ids = set(self.special.values())
+        self.control_ids = set(self.special.values()) - {tokenizer.unk_token_id}
 
     def encode(self, text: str, as_text: Sequence[Span] = ()) -> Encoded:
         """`text` as ids without added BOS or EOS, and the byte span of every token.
@@ -149,12 +149,14 @@ class Reader:
     def _spell_out(self, text: str, tokens: _Tokens, ends: list[int], as_text: Sequence[Span]) -> _Tokens:
         """`tokens` with each control token inside a span of `as_text` replaced by ordinary tokens of the same text."""
         content = text.encode()
+        text_of = {id: special.encode() for special, id in self.special.items()}
         spelt = _Tokens([], [], None if tokens.offsets is None else [])
         for t, (id, end) in enumerate(zip(tokens.ids, ends)):
             start = ends[t - 1] if t else 0
-            inside = any(first <= start < end <= last for first, last in as_text)
-            if id in self.special_ids and inside:
-                _append(spelt, self._plain(content[start:end].decode()), shift=start)
+            # Where the text is another one, the token is not written there: <unk> for a character without a piece.
+            begin = content.rfind(text_of[id], start, end) if id in text_of else -1
+            if begin >= 0 and any(first <= begin and begin + len(text_of[id]) <= last for first, last in as_text):
+                _append(spelt, self._plain(content[begin:end].decode()), shift=begin)
             else:
                 one = slice(t, t + 1)
                 _append(spelt, _Tokens([id], tokens.pieces[one], tokens.offsets and tokens.offsets[one]), shift=0)
@@ -170,7 +172,7 @@ class Reader:
             tokens = _Tokens(tokens.ids[n:], tokens.pieces[n:], offsets)
         else:
             tokens = self._tokens(text, split_special=True)
-        if len(text) > 1 and self.special_ids & set(tokens.ids):  # a model that holds the token as a plain piece, too
+        if len(text) > 1 and self.control_ids & set(tokens.ids):  # a model that holds the token as a plain piece, too
             tokens = self._plain(text[:1])
             _append(tokens, self._plain(text[1:]), shift=len(text[:1].encode()))
         return tokens

@@ -69,8 +69,7 @@ class _Lines:
 
 def _quiet_libraries() -> None:
     """transformers' own bars and notes would be drawn across ours; its warnings stay."""
-    import os
+    from transformers.utils import logging
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -33,7 +33,7 @@ class Example:
 
     name: str
     ids_T: NDArray[np.int32]
-    position_N: NDArray[np.int32]
+    position_N: NDArray[np.integer[Any]]
     ids_NJ: NDArray[np.int32]
     probs_NJ: NDArray[np.float32]
     gold_weight_N: NDArray[np.float32]
@@ -92,7 +92,7 @@ class SupervisedExamples(Dataset[Example]):
     def __getitem__(self, item: int) -> Example:
         one = self.rendered[item]
         positions = np.flatnonzero(one.reply_T >= 0)
-        positions = positions[positions > 0].astype(np.int32)
+        positions = positions[positions > 0]
         none = np.zeros((len(positions), 1))
         ones = np.ones(len(positions), dtype=np.float32)
         return Example(

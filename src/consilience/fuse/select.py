@@ -124,8 +124,14 @@ class _Evidence:
         """Nats per byte that the source is better than the pivot, by conversation, or pooled over its group."""
         gain, size = self.pivot_nats - self.source_nats, self.bytes
         if group_of is not None:
-            gain, size = np.bincount(group_of, gain)[group_of], np.bincount(group_of, size)[group_of]
+            gain, size = _pooled(gain, group_of), _pooled(size, group_of)
         return np.where(size > 0, gain / np.maximum(size, 1), -np.inf)
+
+
+def _pooled(values: NDArray[np.float64], group_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum of `values` over each one's group."""
+    sums: NDArray[np.float64] = np.bincount(group_of, values).astype(np.float64)
+    return sums[group_of]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,8 @@ class Teacher:
     @property
     def taught_P(self) -> NDArray[np.bool_]:
         """Where the source has a distribution with any mass in the pivot's vocabulary."""
-        return self.alignment.matched_P & (self.rows_PJ.probs_NJ.sum(1) > 0)
+        has_mass_P: NDArray[np.bool_] = self.rows_PJ.probs_NJ.sum(1) > 0
+        return self.alignment.matched_P & has_mass_P
 
 
 def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:
@@ -194,7 +201,7 @@ def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
         axis=1,
     )
     merged = _add_up(ids_PJ, probs_PJ)
-    return _targets(pivot, *merged, weight_MP.argmax(0), present_MP[1:].any(0), settings)
+    return _targets(pivot, *merged, weight_MP.argmax(0), np.asarray(present_MP[1:].any(0)), settings)
 
 
 FUSION_FUNCTIONS = {"min_ce": min_ce, "avg_ce": avg_ce}

@@ -35,13 +35,13 @@ def load_model(path: str | Path, *, name: str = "", dtype: str = "float32", code
     """
     tokenizer = load_tokenizer(path, code=code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=pick(DTYPES, dtype, "dtype"), trust_remote_code=code, local_files_only=_is_local(path)
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("model", path, error) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ChatModel(name or str(path), model.to(device).eval(), tokenizer)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return ChatModel(name or str(path), model.eval(), tokenizer)
 
 
 def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:

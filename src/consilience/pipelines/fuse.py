@@ -87,6 +87,8 @@ def fuse_recipe(
     """
     recipe = load_recipe(path, FuseRecipe, overrides)
     places = Places(path.parent, out)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
     settings = recipe.model_dump(mode="json", exclude={"title", "note"})
     with open_run(out, settings, _fingerprints(recipe, places)) as run:
         return _Fusion(recipe, places, run, on_progress).carry_out()

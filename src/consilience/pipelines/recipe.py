@@ -99,6 +99,7 @@ class FuseRecipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     result: str | None = Field(None, description="the model that is handed over; default: the first merge")
     seed: int = 0
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: one per core")
     trust_remote_code: bool = False
 
     @field_validator("loss")

@@ -17,7 +17,7 @@ from consilience.fuse import Match, Representation
 from consilience.pipelines.recipe import FuseRecipe, target_of
 from consilience.records import Conversation
 from consilience.run import RunFolder, versions
-from consilience.stats import Estimate, average, difference, mean, ratio
+from consilience.stats import Estimate, average, difference, proportion, ratio
 from consilience.train.trainer import read_curve
 
 SAMPLES = 6
@@ -101,7 +101,7 @@ class _Measures:
         groups = sorted({record.group for record in scored} - {""})
         by_group = {group: _nll([r for r in scored if r.group == group], level) for group in groups}
         by_task = {
-            task: mean(
+            task: proportion(
                 [answer.outcome == Outcome.CORRECT for answer in answers],
                 [f"{task}/{answer.id}" for answer in answers],
                 unit_kind="questions",
@@ -204,11 +204,8 @@ def _vocabulary(found: Match, name: str) -> dict[str, int]:
     mapping = found.vocabulary(name).tocsr()
     exact = found.vocabulary("exact").tocsr()
     same = int(((mapping > 0).multiply(exact > 0)).sum())
-    return {
-        "exact": same,
-        name: int(mapping.nnz) - same,
-        "unmapped": mapping.shape[0] - int((mapping.sum(1) > 0).sum()),
-    }
+    counts = {"exact": same} | ({name: int(mapping.nnz) - same} if name != "exact" else {})
+    return counts | {"unmapped": mapping.shape[0] - int((mapping.sum(1) > 0).sum())}
 
 
 def _role(recipe: FuseRecipe, name: str) -> str:

@@ -12,8 +12,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from pydantic import Field
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError
@@ -29,7 +28,7 @@ class LoraSettings(Settings):
     """Low-rank adapters instead of full fine-tuning (arXiv 2106.09685); merged into the weights at the end."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     modules: str | list[str] = "all-linear"
 
@@ -85,7 +84,6 @@ def train(
     if settings.lora:
         model = _with_adapters(model, settings.lora)
     checkpoints = folder / "checkpoints"
-    _drop_broken(checkpoints)
     trainer = _ObjectiveTrainer(
         model=model,
         args=_arguments(settings, checkpoints, seed, len(examples)),  # type: ignore[arg-type]
@@ -93,9 +91,12 @@ def train(
         data_collator=collate,
         callbacks=[_Progress(on_step)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.objective = objective
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
-    trained = trainer.model.merge_and_unload() if settings.lora else trainer.model
+    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    trained: Any = trainer.model
+    if settings.lora:
+        trained = trained.merge_and_unload()
     curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
     return trained.eval(), curve
 
@@ -121,7 +122,6 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
@@ -133,6 +133,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
         disable_tqdm=True,
+        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
 
 
@@ -171,7 +172,7 @@ class _ObjectiveTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+        (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
 
 
 class _Progress(TrainerCallback):
@@ -183,12 +184,15 @@ class _Progress(TrainerCallback):
         self.on_step(state.global_step, state.max_steps, loss)
 
 
-def _drop_broken(checkpoints: Path) -> None:
-    """Removes checkpoints that a killed run left half written."""
-    if checkpoints.is_dir():
-        for checkpoint in checkpoints.glob("checkpoint-*"):
-            if not (checkpoint / WHOLE).is_file():
-                shutil.rmtree(checkpoint)
+def _last_whole(checkpoints: Path) -> str | None:
+    """The newest checkpoint; those that a killed run left half written are removed."""
+    whole = []
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))) if whole else None
 
 
 def _record(entry: Mapping[str, Any]) -> StepRecord:

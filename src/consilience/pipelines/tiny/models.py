@@ -82,7 +82,7 @@ MODELS = {
         vocabulary=440,
         special={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
         template=tokenizers.BRACKETS,
-        chats={"stars": 700, "zorg": 650, "sums": 1400, "facts": 150},
+        chats={"stars": 700, "zorg": 630, "sums": 1250, "facts": 150},
         steps=400,
     ),
     "stars": TinyModel(

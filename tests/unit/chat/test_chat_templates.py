@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import byte_level
+from chat_tokenizers import byte_level
 
 from consilience.chat import Rendered, render, render_prompt
 from consilience.errors import ConfigError, DataError
@@ -33,8 +33,9 @@ LLAMA3 = """{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_he
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 ZEPHYR = """{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token }}
 {% if loop.last and add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}{% endfor %}"""
-GEMMA = """{{ '<bos>' }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' \
-+ m.content | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+GEMMA = """{{ '<bos>' }}{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}\
+{{ '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 OPENCHAT = """{{ bos_token }}{% for m in messages %}{{ 'GPT4 Correct ' + m.role.title() + ': ' + m.content \
 + '<|end_of_turn|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'GPT4 Correct Assistant:' }}{% endif %}"""
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -73,26 +74,26 @@ def spans(read: Rendered, reply: int) -> list[tuple[int, int]]:
     return list(zip(read.reply_starts_T[mine].tolist(), read.reply_ends_T[mine].tolist()))
 
 
-TWO_TURNS = chat("Hi", "Hello there!", "And?", "Bye. ", system="Be nice.")
+TWO_TURNS = chat("Hi", "Hello there!", "And?", "Hello. ", system="Be nice.")
 SHAPES = {
     "chatml": (
         CHATML,
         TWO_TURNS,
         "<|im_start|>system\nBe nice.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello there!"
-        "<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nBye. <|im_end|>\n",
-        ["Hello there!<|im_end|>", "Bye. <|im_end|>"],
+        "<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nHello. <|im_end|>\n",
+        ["Hello there!<|im_end|>", "Hello. <|im_end|>"],
     ),
     "llama2": (
         LLAMA2,
         TWO_TURNS,
-        "<s>[INST] <<SYS>>\nBe nice.\n<</SYS>>\n\nHi [/INST] Hello there! </s><s>[INST] And? [/INST] Bye. </s>",
-        [" Hello there! </s>", " Bye. </s>"],  # the blank in front is in one token with the word: ' He', ' B'
+        "<s>[INST] <<SYS>>\nBe nice.\n<</SYS>>\n\nHi [/INST] Hello there! </s><s>[INST] And? [/INST] Hello. </s>",
+        [" Hello there! </s>", " Hello. </s>"],  # the blank in front is in one token with the word: ' He'
     ),
     "mistral": (
         MISTRAL,
         TWO_TURNS[1:],
-        "<s>[INST] Hi [/INST]Hello there!</s>[INST] And? [/INST]Bye. </s>",
-        ["Hello there!</s>", "Bye. </s>"],
+        "<s>[INST] Hi [/INST]Hello there!</s>[INST] And? [/INST]Hello. </s>",
+        ["Hello there!</s>", "Hello. </s>"],
     ),
     "llama3": (
         LLAMA3,
@@ -101,29 +102,29 @@ SHAPES = {
         "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nHello there!<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nAnd?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nBye.<|eot_id|>",
-        ["Hello there!<|eot_id|>", "Bye.<|eot_id|>"],
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>",
+        ["Hello there!<|eot_id|>", "Hello.<|eot_id|>"],
     ),
     "zephyr": (
         ZEPHYR,
         TWO_TURNS,
         "<|system|>\nBe nice.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello there!</s>\n"
-        "<|user|>\nAnd?</s>\n<|assistant|>\nBye. </s>\n",
-        ["Hello there!</s>", "Bye. </s>"],
+        "<|user|>\nAnd?</s>\n<|assistant|>\nHello. </s>\n",
+        ["Hello there!</s>", "Hello. </s>"],
     ),
     "gemma": (
         GEMMA,
         TWO_TURNS[1:],
         "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello there!<end_of_turn>\n"
-        "<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\nBye.<end_of_turn>\n",
-        ["Hello there!<end_of_turn>", "Bye.<end_of_turn>"],
+        "<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n",
+        ["Hello there!<end_of_turn>", "Hello.<end_of_turn>"],
     ),
     "openchat": (
         OPENCHAT,
         TWO_TURNS[1:],
         "<s>GPT4 Correct User: Hi<|end_of_turn|>GPT4 Correct Assistant: Hello there!<|end_of_turn|>"
-        "GPT4 Correct User: And?<|end_of_turn|>GPT4 Correct Assistant: Bye. <|end_of_turn|>",
-        [" Hello there!<|end_of_turn|>", " Bye. <|end_of_turn|>"],
+        "GPT4 Correct User: And?<|end_of_turn|>GPT4 Correct Assistant: Hello. <|end_of_turn|>",
+        [" Hello there!<|end_of_turn|>", " Hello. <|end_of_turn|>"],
     ),
 }
 
@@ -219,8 +220,9 @@ def test_identical_replies_keep_their_own_turns(tokenizer: Any) -> None:
     read = render(tokenizer, chat("ok", "ok", "ok", "ok", "assistant\nok", "ok"), chat_template=CHATML)
     assert replies_in_text(read) == ["ok<|im_end|>"] * 3
     first = [int(read.starts_T[read.reply_T == reply][0]) for reply in range(3)]
-    # By hand: '<|im_start|>user\n' 17, '<|im_start|>assistant\n' 22, 'ok' 2, '<|im_end|>\n' 11.
-    assert first == [17 + 2 + 11 + 22, 2 * 30 + 35 + 22 - 8, 3 * 30 + 2 * 35 + 22 + 10 - 0]
+    # By hand, in bytes: '<|im_start|>user\n' 17, '<|im_start|>assistant\n' 22, 'ok' 2, '<|im_end|>\n' 11.
+    user, assistant, last_user = 17 + 2 + 11, 22 + 2 + 11, 17 + 12 + 11
+    assert first == [user + 22, 2 * user + assistant + 22, 2 * (user + assistant) + last_user + 22]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +240,8 @@ def test_control_tokens_written_in_contents_are_text(tokenizers: Any, name: str)
     assert spans(read, 0)[-1] == (len(messages[1].content), len(messages[1].content) + 1)
     text = read.text.encode()
     assert b"".join(text[start:end] for start, end in zip(read.starts_T, read.ends_T)) == text
-    if name not in ("metaspace", "unigram"):  # those lack pieces for some of the characters
-        assert tokenizer.decode(read.ids_T).lstrip() == read.text  # no blank from a dummy prefix in the middle
+    if name in ("mistral_spm", "mistral_tekken", "qwen"):
+        assert tokenizer.decode(read.ids_T) == read.text  # no blank from a dummy prefix in the middle
     again = tokenizer(f"a{eos}b", add_special_tokens=False)["input_ids"]
     assert tokenizer.eos_token_id in again  # the tokenizer is left as it was
 
@@ -290,10 +292,9 @@ def test_a_template_that_drops_reasoning(tokenizer: Any) -> None:
 def test_a_template_that_rewrites_a_reply_is_refused(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"rewrites message 1 \(assistant: 'Hello'\)"):
         render(tokenizer, chat("Hi", "Hello"), chat_template=CHATML.replace("m.content", "m.content | upper"))
-    with pytest.raises(DataError, match="rewrites message 1"):  # shows only the last turn
-        render(
-            tokenizer, chat("Hi", "Hello", "a", "b"), chat_template=CHATML.replace("messages %}", "messages[-1:] %}")
-        )
+    last_only = CHATML.replace("messages %}", "messages[-1:] %}")
+    with pytest.raises(DataError, match="rewrites message 1"):
+        render(tokenizer, chat("Hi", "Hello", "a", "b"), chat_template=last_only)
 
 
 def test_a_users_words_may_be_rewritten(tokenizer: Any) -> None:
@@ -311,14 +312,12 @@ def test_the_tokenizers_own_template_is_used() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = CHATML
     assert replies_in_text(render(tokenizer, chat("a", "b"))) == ["b<|im_end|>"]
-    assert (
-        render_prompt(tokenizer, chat("a")).tolist()
-        == render(tokenizer, chat("a", "b")).ids_T.tolist()[: len(render_prompt(tokenizer, chat("a")))]
-    )
+    expected = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
+    assert render_prompt(tokenizer, chat("a")).tolist() == expected["input_ids"]
 
 
 def test_a_template_that_refuses_says_why(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="refuses the roles system, user, assistant.*roles must alternate"):
+    with pytest.raises(DataError, match=r"refuses the roles system, user, assistant.*roles must alternate"):
         render(tokenizer, chat("u", "a", system="s"), chat_template=MISTRAL)
     with pytest.raises(ConfigError, match="is not Jinja: line 1"):
         render(tokenizer, TWO_TURNS, chat_template="{% for m in %}")

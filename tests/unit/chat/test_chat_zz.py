@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ chats = st.lists(contents, min_size=2, max_size=5).map(
     lambda texts: [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
 )
 examples = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 # Those whose vocabulary says exactly which bytes a token is, with no normalizer in between.
 EXACT = ("mistral_tekken", "byte_level", "byte_level_trimmed", "slow_bytes")
@@ -60,6 +61,28 @@ def test_spans_and_replies(tokenizer: Any, messages: list[Message]) -> None:
     assert not read.reply_ends_T[outside].any()
 
 
+@examples
+@given(messages=chats, spoofs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 25)), min_size=1, max_size=4))
+def test_spoofed_control_tokens(tokenizer: Any, messages: list[Message], spoofs: list[tuple[int, int]]) -> None:
+    """Wherever a control token's text is put into contents, only those of the template are control tokens."""
+    contents = [message.content for message in messages]
+    for i, at in spoofs:
+        i %= len(contents)
+        contents[i] = contents[i][:at] + tokenizer.eos_token + contents[i][at:]
+    spoofed = [Message(message.role, content) for message, content in zip(messages, contents)]
+    read = render(tokenizer, spoofed, chat_template=TEMPLATE)
+    assert (read.ids_T == tokenizer.eos_token_id).sum() == len(messages)
+    assert read.ends_T[-1] == len(read.text.encode())
+    assert (read.starts_T[1:] == read.ends_T[:-1]).all()
+    assert (read.starts_T <= read.ends_T).all()
+    for reply, content in enumerate(message.content.encode() for message in spoofed if message.role == "assistant"):
+        spans = zip(read.reply_starts_T[read.reply_T == reply], read.reply_ends_T[read.reply_T == reply])
+        assert b"".join(content[start:end] for start, end in spans) == content
+
+
+vocabulary = cache(token_bytes)
+
+
 @pytest.mark.parametrize("name", EXACT)
 @examples
 @given(messages=chats)
@@ -72,19 +95,12 @@ def test_a_byte_level_token_covers_the_bytes_it_stands_for(tokenizers: Any, name
         assert stands_for[id] is None or stands_for[id] == text[start:end]
 
 
-VOCABULARIES: dict[int, list[bytes | None]] = {}
-
-
-def vocabulary(tokenizer: Any) -> list[bytes | None]:
-    return VOCABULARIES.setdefault(id(tokenizer), token_bytes(tokenizer))
-
-
 @examples
 @given(messages=chats)
 def test_sentencepiece_tokens_cover_what_the_library_says(tokenizers: Any, messages: list[Message]) -> None:
     """Each span decodes, in sentencepiece's own hands, from that token alone; blanks at its edge aside."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    from conftest import package_file
+    from chat_tokenizers import package_file
 
     model = sentencepiece.SentencePieceProcessor(str(package_file("mistral_common", "data/tokenizer.model.v1")))
     tokenizer = tokenizers("mistral_spm")

@@ -1,0 +1,70 @@
+"""The fusion losses against hand-worked numbers, torch's dense losses, and properties."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from consilience.fuse.losses import LOSSES, cross_entropy, forward_kl, gold_nll
+
+THIRDS = torch.tensor([[0.5, 0.25, 0.25]]).log()  # a student over three tokens
+
+
+def rows(ids: list[int], probs: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([ids]), torch.tensor([probs])
+
+
+def test_cross_entropy_by_hand() -> None:
+    # The teacher kept one token with 3/4; "any other" is 1/4 for the teacher and 1/2 for the student.
+    expected = -0.75 * log(0.5) - 0.25 * log(0.5)
+    assert cross_entropy(THIRDS, *rows([0], [0.75])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_forward_kl_by_hand() -> None:
+    expected = 0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5)
+    assert forward_kl(THIRDS, *rows([0], [0.75])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_padding_takes_no_token_out_of_the_rest() -> None:
+    bare = cross_entropy(THIRDS, *rows([1], [0.75]))
+    padded = cross_entropy(THIRDS, *rows([1, 0, 0], [0.75, 0.0, 0.0]))
+    assert padded.item() == pytest.approx(bare.item(), abs=1e-7)
+
+
+def test_a_complete_teacher_gives_torchs_dense_losses() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(5, 7), torch.randn(5, 7).softmax(-1)
+    ids = torch.arange(7).expand(5, 7)
+    dense = torch.nn.functional.cross_entropy(logits, teacher, reduction="none")
+    assert cross_entropy(logits, ids, teacher) == pytest.approx(dense, abs=1e-5)
+    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, reduction="none").sum(-1)
+    assert forward_kl(logits, ids, teacher) == pytest.approx(kl, abs=1e-5)
+
+
+def test_gold_nll_is_torchs() -> None:
+    assert gold_nll(THIRDS, torch.tensor([0])).item() == pytest.approx(log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_gradient_is_student_minus_teacher(loss: object) -> None:
+    # With every outcome kept the gradient of both losses in the logits is softmax(student) - teacher.
+    torch.manual_seed(1)
+    logits = torch.randn(3, 4, requires_grad=True)
+    teacher = torch.randn(3, 4).softmax(-1)
+    loss(logits, torch.arange(4).expand(3, 4), teacher).sum().backward()  # type: ignore[operator]
+    assert logits.grad == pytest.approx((logits.softmax(-1) - teacher).detach(), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_gradient_is_finite_at_saturation(loss: object) -> None:
+    logits = torch.tensor([[80.0, -80.0, -80.0]], requires_grad=True)
+    value = loss(logits, *rows([0, 1], [0.6, 0.2]))  # type: ignore[operator]
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
+
+
+def test_kl_is_zero_where_student_and_teacher_agree() -> None:
+    assert forward_kl(THIRDS, *rows([0, 1], [0.5, 0.25])).item() == pytest.approx(0, abs=1e-6)
