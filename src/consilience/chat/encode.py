@@ -37,6 +37,9 @@ class _Tokens:
     pieces: list[str]
     offsets: list[Span] | None  # bytes; None from a tokenizer that gives none
 
+    def part(self, first: int, last: int) -> _Tokens:
+        return _Tokens(self.ids[first:last], self.pieces[first:last], self.offsets and self.offsets[first:last])
+
 
 class Reader:
     """A tokenizer and what it takes to place its tokens in a text."""
@@ -147,34 +150,47 @@ class Reader:
         return self.style is Style.SENTENCEPIECE and piece.startswith(BLANK_MARK)
 
     def _spell_out(self, text: str, tokens: _Tokens, ends: list[int], as_text: Sequence[Span]) -> _Tokens:
-        """`tokens` with each control token inside a span of `as_text` replaced by ordinary tokens of the same text."""
+        """`tokens` with the control tokens inside a span of `as_text` read as text, together with what is around them.
+
+        Only stretches between two control tokens that are kept, and with one that is not, are read anew.
+        """
         content = text.encode()
         text_of = {id: special.encode() for special, id in self.special.items()}
         spelt = _Tokens([], [], None if tokens.offsets is None else [])
-        for t, (id, end) in enumerate(zip(tokens.ids, ends)):
-            start = ends[t - 1] if t else 0
-            # Where the text is another one, the token is not written there: <unk> for a character without a piece.
-            begin = content.rfind(text_of[id], start, end) if id in text_of else -1
-            if begin >= 0 and any(first <= begin and begin + len(text_of[id]) <= last for first, last in as_text):
-                _append(spelt, self._plain(content[begin:end].decode()), shift=begin)
-            else:
-                one = slice(t, t + 1)
-                _append(spelt, _Tokens([id], tokens.pieces[one], tokens.offsets and tokens.offsets[one]), shift=0)
+        first, start, spoofed = 0, 0, False
+        for t, id in enumerate([*tokens.ids, None]):
+            if id is not None:
+                # Where the text is another one, the token is not written there: <unk> for a character without a piece.
+                written = content.rfind(text_of[id], ends[t - 1] if t else 0, ends[t]) if id in text_of else -1
+                if written < 0:
+                    continue
+                if any(begin <= written and written + len(text_of[id]) <= end for begin, end in as_text):
+                    spoofed = True
+                    continue
+            if spoofed:
+                end = len(content) if id is None else tokens.offsets[t][0] if tokens.offsets else written
+                _append(spelt, self._plain(content[start:end].decode(), like=tokens.ids[first]), shift=start)
+                first = t
+            _append(spelt, tokens.part(first, t + 1), shift=0)
+            first, start, spoofed = t + 1, ends[t] if id is not None else len(content), False
         return spelt
 
-    def _plain(self, text: str) -> _Tokens:
-        """`text` without control tokens and without a dummy prefix."""
-        # A line feed in front takes the dummy prefix, and is taken off again.
-        lead, tokens = self._tokens("\n", split_special=True), self._tokens("\n" + text, split_special=True)
-        n = len(lead.ids)
-        if tokens.ids[:n] == lead.ids:
-            offsets = tokens.offsets and [(max(0, start - 1), max(0, end - 1)) for start, end in tokens.offsets[n:]]
-            tokens = _Tokens(tokens.ids[n:], tokens.pieces[n:], offsets)
-        else:
-            tokens = self._tokens(text, split_special=True)
-        if len(text) > 1 and self.control_ids & set(tokens.ids):  # a model that holds the token as a plain piece, too
-            tokens = self._plain(text[:1])
-            _append(tokens, self._plain(text[1:]), shift=len(text[:1].encode()))
+    def _plain(self, text: str, like: int | None = None) -> _Tokens:
+        """`text` without control tokens; with a dummy prefix only if that makes it begin with the token `like`."""
+        tokens = self._tokens(text, split_special=True)
+        if tokens.ids[:1] != [like]:
+            # A line feed in front takes the dummy prefix, and is taken off again.
+            lead, led = self._tokens("\n", split_special=True), self._tokens("\n" + text, split_special=True)
+            n = len(lead.ids)
+            if led.ids[:n] == lead.ids:
+                tokens = led.part(n, len(led.ids))
+                if tokens.offsets:
+                    tokens.offsets = [(max(0, start - 1), max(0, end - 1)) for start, end in tokens.offsets]
+        for special, id in self.special.items():
+            cut = text.find(special) + 1
+            if id in self.control_ids and id in tokens.ids and 0 < cut < len(text):  # it is a plain piece, too
+                tokens = self._plain(text[:cut], like)
+                _append(tokens, self._plain(text[cut:]), shift=len(text[:cut].encode()))
         return tokens
 
 

@@ -134,6 +134,8 @@ def _merge_tensor(name: str, base: Checkpoint, models: Sequence[Checkpoint], mer
 
 
 def _refuse_not_finite(tensor: Tensor, what: str, next_step: str) -> None:
-    if tensor.dtype in MERGEABLE and not (finite := tensor.isfinite()).all():
-        count = int((~finite).sum())
+    if tensor.dtype not in MERGEABLE or tensor.numel() == 0:
+        return
+    if not all(extreme.isfinite() for extreme in tensor.aminmax()):  # a NaN is both the smallest and the largest
+        count = int((~tensor.isfinite()).sum())
         raise BackendError(f"{what} holds {count} numbers that are not finite (NaN or infinity). {next_step}")

@@ -21,7 +21,9 @@ def test_exact_matches_go_by_bytes_and_to_the_lowest_id() -> None:
 def test_statistics_by_hand() -> None:
     pairs = [(0, 2), (2, 3), (2, 3), (2, 1), (1, 3)]
     source_ids, pivot_ids = (np.array(ids) for ids in zip(*pairs, strict=True))
-    mapping = VOCABULARY_MAPPINGS["statistics"](count_pairs(source_ids, pivot_ids, (5, 5)), exact_matches(SOURCE, PIVOT))
+    mapping = VOCABULARY_MAPPINGS["statistics"](
+        count_pairs(source_ids, pivot_ids, (5, 5)), exact_matches(SOURCE, PIVOT)
+    )
     dense = mapping.toarray()
     assert dense[0].argmax() == 2
     assert dense[1].argmax() == 1  # one observation of " cat" -> "ca" does not outweigh equal bytes
