@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -26,7 +27,7 @@ def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
     if not path.is_file():
         raise ConfigError(f"no recipe {path}. Give the path of a YAML file; ready ones are in recipes/.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -36,6 +37,18 @@ def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} is {'empty' if tree is None else 'not a mapping'}; expected keys such as 'pivot:'.")
     return parse(override(dict(tree), overrides), kind, where=str(path))
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML in which a doubled key is an error; PyYAML takes the last one, and a source would vanish silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -63,10 +76,12 @@ def parse(tree: Mapping[str, Any], kind: type[S], *, where: str) -> S:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_fault(kind, dict(fault)) for fault in error.errors())) from None
+    except ConfigError as error:  # raised by a validator of our own
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _fault(kind: type[BaseModel], fault: dict[str, Any]) -> str:
-    path = [part for part in fault["loc"] if not (isinstance(part, str) and part[:1].isupper())]  # drop union labels
+    path = _without_union_labels(kind, fault["loc"])
     dotted = ".".join(map(str, path))
     if fault["type"] == "extra_forbidden":
         there_are = _fields_at(kind, path[:-1])
@@ -82,23 +97,40 @@ def _fault(kind: type[BaseModel], fault: dict[str, Any]) -> str:
 def _fields_at(kind: Any, path: Sequence[Any]) -> list[str]:
     """The field names of the settings that `path` leads to, through optional fields, mappings and lists."""
     for part in path:
-        model = _model_in(kind)
-        kind = model.model_fields[part].annotation if model and part in model.model_fields else _value_type(kind)
+        kind = _type_at(kind, part)
     model = _model_in(kind)
     return list(model.model_fields) if model else []
 
 
+def _without_union_labels(kind: Any, loc: Sequence[Any]) -> list[Any]:
+    """Where a fault lies: pydantic puts the name of a union's arm, `str` or `LoraSettings`, behind the field's name."""
+    path = []
+    for part in loc:
+        arms = {getattr(arm, "__name__", ""): arm for arm in _arms(kind) if arm is not type(None)}
+        if len(arms) > 1:
+            kind = arms.get(part)
+        else:
+            path.append(part)
+            kind = _type_at(kind, part)
+    return path
+
+
+def _type_at(kind: Any, part: Any) -> Any:
+    """The type of a field of settings, or of the values of a mapping or list."""
+    model = _model_in(kind)
+    if model:
+        return model.model_fields[part].annotation if part in model.model_fields else None
+    types = [type_ for arm in _arms(kind) for type_ in get_args(arm) if type_ is not Ellipsis]
+    return types[-1] if types else None
+
+
 def _model_in(kind: Any) -> type[BaseModel] | None:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return kind
-    if get_origin(kind) in (Union, type(int | str)):
-        return next((model for arm in get_args(kind) if (model := _model_in(arm))), None)
-    return None
+    return next((arm for arm in _arms(kind) if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
 
 
-def _value_type(kind: Any) -> Any:
-    arms = get_args(kind)
-    return arms[-1] if arms and arms[-1] is not Ellipsis else (arms[0] if arms else None)
+def _arms(kind: Any) -> tuple[Any, ...]:
+    """The arms of a union; any other type is its own only arm."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

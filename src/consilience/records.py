@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,13 @@ class Conversation:
         return tuple(message.content for message in self.messages if message.role == "assistant")
 
     @property
+    def opening(self) -> str:
+        """A short hash of what comes before the first reply: chats with the same opening are one independent unit."""
+        first = next(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        words = "\0".join(f"{message.role}\0{message.content}" for message in self.messages[:first])
+        return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:16]
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """What comes before the last assistant turn."""
         last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
@@ -79,8 +88,9 @@ def conversation_of(row: Any, *, where: str, index: int, group_key: str = "group
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn from it.")
     extra = {key: value for key, value in row.items() if key not in ("messages", "conversations", "id", group_key)}
+    id_ = row.get("id")
     return Conversation(
-        id=str(row.get("id", index)), messages=messages, group=str(row.get(group_key) or ""), extra=extra
+        id=str(index if id_ is None else id_), messages=messages, group=str(row.get(group_key) or ""), extra=extra
     )
 
 
@@ -89,7 +99,7 @@ def _message(turn: Any, where: str) -> Message:
         raise DataError(f"{where}: a turn is {type(turn).__name__}, expected an object with 'role' and 'content'.")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
-    if role not in ROLE_NAMES:
+    if not isinstance(role, str) or role not in ROLE_NAMES:
         raise DataError(f"{where}: a turn has role {role!r}, expected one of {', '.join(ROLE_NAMES)}.")
     if not isinstance(content, str):
         raise DataError(f"{where}: a {role} turn has content of type {type(content).__name__}, expected text.")
@@ -98,11 +108,9 @@ def _message(turn: Any, where: str) -> Message:
 
 def row_of(chat: Conversation) -> dict[str, Any]:
     """The JSON object that `read_conversations` reads back as `chat`."""
-    row: dict[str, Any] = {"id": chat.id}
-    if chat.group:
-        row["group"] = chat.group
-    row["messages"] = [{"role": message.role, "content": message.content} for message in chat.messages]
-    return row | dict(chat.extra)
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    row: dict[str, Any] = {"id": chat.id, "group": chat.group, "messages": messages}
+    return row | {key: value for key, value in chat.extra.items() if key not in row}
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -120,8 +128,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path} ends in .{kind}; expected .jsonl, .json or .parquet (.jsonl and .json may be .gz).")
 
 
+# What reading a damaged .gz, or bytes that are no text, raises.
+UNREADABLE = (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
 def _open_text(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    """UTF-8, with or without the mark that Windows programs put in front."""
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -133,7 +146,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{path}, line {number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}).") from None
-        except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}, after line {number}: not readable as UTF-8 text ({error}).") from None
 
 
@@ -143,6 +156,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             rows = json.load(file)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
+    except UNREADABLE as error:
+        raise DataError(f"{path}: not readable as UTF-8 text ({error}).") from None
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a {type(rows).__name__}; expected a list of conversations.")
     for number, row in enumerate(rows, start=1):
@@ -166,7 +181,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows as JSON lines. The caller writes to a temporary name where a half-written file would matter."""
-    with path.open("w", encoding="utf-8") as file:
+    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

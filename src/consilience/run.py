@@ -27,6 +27,8 @@ from consilience.errors import BackendError, ConfigError
 
 PACKAGES = ("consilience", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy", "scipy")
 MARK = "stage.json"
+RECORD = "run.json"
+BESIDE_STAGES = ("run.lock", f"{RECORD}.partial")  # what a command that was killed at once may leave
 
 
 class RunFolder:
@@ -67,15 +69,14 @@ class RunFolder:
 def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[RunFolder]:
     """The run at `path`: made if new, resumed if it was made with the same `settings` and `inputs` (fingerprints).
 
-    Raises `ConfigError` naming every setting or input that differs, and when another process holds the run or the
-    folder holds something else. Nothing is overwritten in either case.
+    A run without any stage, because its first command was refused, may still change. Raises `ConfigError` naming every
+    setting or input that differs, and when another process holds the run or the folder holds something else. Nothing
+    is overwritten in either case.
     """
     asked = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
-    record = path / "run.json"
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file. Give --out a new folder.")
-    if path.is_dir() and not record.is_file() and any(entry.name != "run.lock" for entry in path.iterdir()):
-        raise ConfigError(f"{path} holds files that are not a run's. Give --out a new or an empty folder.")
+    _refuse_foreign(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "run.lock").open("w")
@@ -86,11 +87,27 @@ def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str])
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel however the process ends
         except BlockingIOError:
             raise ConfigError(f"another process is at work in {path}. Wait for it, or give another --out.") from None
-        if record.is_file():
-            _refuse_changes(path, json.loads(record.read_text()), asked)
+        if any(entry.is_dir() for entry in path.iterdir()):
+            _refuse_changes(path, _record_of(path), asked)
         else:
-            write_json(record, asked | {"versions": versions()})
+            write_json(path / RECORD, asked | {"versions": versions()})
         yield RunFolder(path)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A folder that holds anything must be a run's: nothing else is ever written into."""
+    others = [entry.name for entry in path.iterdir() if entry.name not in BESIDE_STAGES] if path.is_dir() else []
+    if others and not {"settings", "inputs"} <= _record_of(path).keys():
+        raise ConfigError(f"{path} holds files that are not a run's. Give --out a new or an empty folder.")
+
+
+def _record_of(path: Path) -> Mapping[str, Any]:
+    """The run's record; empty where there is none, or another program's file of that name."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, Mapping) else {}
 
 
 def _refuse_changes(path: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

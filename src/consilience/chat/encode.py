@@ -124,16 +124,19 @@ class Reader:
             )
             end = next(found, None)
             if end is None:
-                rest = content[position : position + 20]
-                raise DataError(
-                    f"tokenizer {self.tokenizer.name_or_path!r} gives no offsets, and the text does not go on with "
-                    f"its token {len(ends)}, {piece!r}, at byte {position}: {rest!r}. Use its fast version."
-                )
+                raise self._lost(content, position, f"token {len(ends)}, {piece!r},")
             ends.append(end)
             position = end
-        if ends:
-            ends[-1] = len(content)
-        return ends
+        if content[position:].strip():
+            raise self._lost(content, position, "end")
+        return [*ends[:-1], len(content)] if ends else []
+
+    def _lost(self, content: bytes, position: int, expected: str) -> DataError:
+        rest = content[position : position + 20]
+        return DataError(
+            f"tokenizer {self.tokenizer.name_or_path!r} gives no offsets, and its {expected} is not what the text "
+            f"goes on with at byte {position}: {rest!r}. Use its fast version."
+        )
 
     def _readings(self, content: bytes, start: int, id: int, piece: str) -> Iterator[int]:
         """Where the token ends, for each way to read it that `content` goes on with at `start`."""

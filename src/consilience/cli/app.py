@@ -31,9 +31,10 @@ def main() -> None:
         app(standalone_mode=True)
     except ConsilienceError as error:
         _stop(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:  # typer's own, also for Ctrl-C
+        if stop.code == 130:
+            print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
+        raise
     except Exception as error:
         # Writers in other languages (safetensors, pyarrow) say "no space" in an exception of their own.
         if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):

@@ -23,6 +23,7 @@ class ReplyLikelihood:
 
     id: str
     group: str
+    opening: str  # the independent unit: chats that begin with the same prompt are not independent of one another
     nats: float
     bytes: int
     tokens: int
@@ -64,10 +65,10 @@ def held_out_likelihood(
     for done, (index, scores) in enumerate(scored, start=1):
         place, chat, size = texts[index]
         nats = -float(scores.gold_logprobs_N.sum(dtype=np.float64))
-        records[place] = ReplyLikelihood(chat.id, chat.group, nats, size, len(positions[index]), "scored")
+        records[place] = ReplyLikelihood(chat.id, chat.group, chat.opening, nats, size, len(positions[index]), "scored")
         on_progress(done, len(ids))
     return [record for record in records if record is not None]
 
 
 def _not_scored(chat: Conversation, status: str) -> ReplyLikelihood:
-    return ReplyLikelihood(chat.id, chat.group, 0.0, 0, 0, status)
+    return ReplyLikelihood(chat.id, chat.group, chat.opening, 0.0, 0, 0, status)

@@ -6,7 +6,7 @@ FuseLLM (arXiv 2401.10491), FuseChat (arXiv 2402.16107, 2408.07990); departures 
 from consilience.fuse.learn import FusionExamples, SupervisedExamples, collate, fusion_objective
 from consilience.fuse.losses import LOSSES
 from consilience.fuse.match import AlignSettings, Match, match
-from consilience.fuse.represent import Representation, RepresentSettings, represent
+from consilience.fuse.represent import Representation, RepresentSettings, refuse_top_k, represent
 from consilience.fuse.select import FUSION_FUNCTIONS, SelectSettings, select
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "collate",
     "fusion_objective",
     "match",
+    "refuse_top_k",
     "represent",
     "select",
 ]

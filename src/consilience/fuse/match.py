@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
@@ -32,6 +32,12 @@ class AlignSettings(Settings):
     sequence: Literal["spans"] = "spans"
     vocabulary: str = Field("statistics", description=f"one of {', '.join(VOCABULARY_MAPPINGS)}")
     min_matched: float = Field(0.2, ge=0, le=1, description="least share of pivot positions that must match")
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        pick(VOCABULARY_MAPPINGS, name, "vocabulary mapping")
+        return name
 
 
 class Match:
@@ -64,7 +70,6 @@ def match(
     `pivot_bytes` and `source_bytes` give the text of every token (None: a control token). Raises `DataError` when
     less than `settings.min_matched` of the pivot's positions find a partner.
     """
-    pick(VOCABULARY_MAPPINGS, settings.vocabulary, "vocabulary mapping")
     shape = (source.vocabulary_size, pivot.vocabulary_size)
     counts = sparse.csr_array(shape, dtype=np.int64)
     ends: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []

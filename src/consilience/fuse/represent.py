@@ -116,11 +116,7 @@ def represent(
     `chat_template` takes the place of the model's own; `model_hash`, of weights and tokenizer, goes into the manifest.
     Raises `ConfigError` when k exceeds the vocabulary and `DataError` when no conversation can be read.
     """
-    if settings.top_k > chat_model.vocabulary_size:
-        raise ConfigError(
-            f"represent.top_k is {settings.top_k}, but model {chat_model.name} has a vocabulary of "
-            f"{chat_model.vocabulary_size} tokens. Give a smaller represent.top_k."
-        )
+    refuse_top_k(settings, chat_model.name, chat_model.vocabulary_size)
     set_aside: dict[str, str] = {}
     shards = []
     step = settings.shard_conversations
@@ -156,6 +152,15 @@ def represent(
         },
     )
     return Representation(folder)
+
+
+def refuse_top_k(settings: RepresentSettings, name: str, vocabulary_size: int) -> None:
+    """Raises `ConfigError` when a vocabulary has less tokens than are to be kept."""
+    if settings.top_k > vocabulary_size:
+        raise ConfigError(
+            f"represent.top_k is {settings.top_k}, but model {name} has a vocabulary of {vocabulary_size} tokens. "
+            "Give a smaller represent.top_k."
+        )
 
 
 def _shard_name(index: int) -> str:

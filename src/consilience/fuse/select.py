@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors.numpy import load_file, save_file
 
 from consilience.align import Alignment, SparseRows, project
@@ -38,6 +38,12 @@ class SelectSettings(Settings):
         "mask", description="a position without partner: gold at gold_weight (mask), or at full weight (gold)"
     )
     gold_weight: float = Field(0.9, ge=0, le=1, description="w of w·CLM + (1-w)·fusion")
+
+    @field_validator("function")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        pick(FUSION_FUNCTIONS, name, "fusion function")
+        return name
 
 
 @dataclass(frozen=True, slots=True)

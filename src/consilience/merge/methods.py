@@ -145,9 +145,14 @@ Masks = Sequence[Tensor] | None  # per model, where its delta counts; None: ever
 OfDeltas = Callable[[Sequence[Tensor]], Tensor]  # a chunk of every delta -> one number per entry
 
 
+def _split(tensor: Tensor) -> Sequence[Tensor]:
+    chunks: Sequence[Tensor] = torch.split(tensor.reshape(-1), CHUNK)
+    return chunks
+
+
 def _chunks(base: Tensor, models: Sequence[Tensor], masks: Masks = None) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """A chunk of the base and of every model's delta, flat and in float32; a delta is 0 where its mask is False."""
-    flat = [tensor.reshape(-1).split(CHUNK) for tensor in (base, *models, *(masks or ()))]
+    flat = [_split(tensor) for tensor in (base, *models, *(masks or ()))]
     for base_chunk, *others in zip(*flat):
         start = base_chunk.float()
         deltas = [model.float() - start for model in others[: len(models)]]
@@ -159,7 +164,7 @@ def _chunks(base: Tensor, models: Sequence[Tensor], masks: Masks = None) -> Iter
 def _by_entry(base: Tensor, models: Sequence[Tensor], number: OfDeltas) -> Tensor:
     """`number` of the deltas at every entry."""
     result = torch.empty(base.shape, dtype=torch.float32, device=base.device)
-    for part, (_, deltas) in zip(result.view(-1).split(CHUNK), _chunks(base, models)):
+    for part, (_, deltas) in zip(_split(result), _chunks(base, models)):
         part.copy_(number(deltas))
     return result
 
@@ -167,7 +172,7 @@ def _by_entry(base: Tensor, models: Sequence[Tensor], number: OfDeltas) -> Tenso
 def _merged(base: Tensor, models: Sequence[Tensor], change: OfDeltas, masks: Masks = None) -> Tensor:
     """The base plus `change` of the deltas at every entry."""
     result = torch.empty(base.shape, dtype=torch.float32, device=base.device)
-    for part, (start, deltas) in zip(result.view(-1).split(CHUNK), _chunks(base, models, masks)):
+    for part, (start, deltas) in zip(_split(result), _chunks(base, models, masks)):
         torch.add(start, change(deltas), out=part)
     return result
 
@@ -212,10 +217,10 @@ def _weighted_sum(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _mean_of_agreeing(deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Tensor) -> Tensor:
     """Per entry, the weighted mean of the deltas with the sign of `vote` (0 counts as +); 0 where there is none."""
-    plus = vote >= 0
+    sign = torch.where(vote >= 0, 1.0, -1.0)
     total, weight_sum = torch.zeros_like(vote), torch.zeros_like(vote)
     for delta, weight in zip(deltas, weights):
-        agrees = torch.where(plus, delta > 0, delta < 0)
+        agrees = delta * sign > 0
         total.add_(delta * agrees, alpha=weight)
         weight_sum.add_(agrees, alpha=weight)
     return total.div_(weight_sum.masked_fill_(weight_sum == 0, 1))

@@ -1,7 +1,15 @@
 """Chat models in this process (transformers): load, score the replies of a text, sample a reply."""
 
-from consilience.models.load import ChatModel, load_model, load_tokenizer
+from consilience.models.load import ChatModel, load_model, load_tokenizer, vocabulary_size
 from consilience.models.sample import sample_greedily
 from consilience.models.score import ReplyScores, score_replies
 
-__all__ = ["ChatModel", "ReplyScores", "load_model", "load_tokenizer", "sample_greedily", "score_replies"]
+__all__ = [
+    "ChatModel",
+    "ReplyScores",
+    "load_model",
+    "load_tokenizer",
+    "sample_greedily",
+    "score_replies",
+    "vocabulary_size",
+]

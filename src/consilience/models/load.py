@@ -52,10 +52,10 @@ def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:
         raise _cannot_load("tokenizer", path, error) from error
 
 
-def vocabulary_size(path: str | Path) -> int:
+def vocabulary_size(path: str | Path, *, code: bool = False) -> int:
     """The vocabulary size that the model's configuration states, read without loading weights."""
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=_is_local(path))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("model", path, error) from error
     return int(config.get_text_config().vocab_size)

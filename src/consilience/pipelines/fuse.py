@@ -35,11 +35,12 @@ from consilience.fuse import (
     collate,
     fusion_objective,
     match,
+    refuse_top_k,
     represent,
     select,
 )
 from consilience.merge import merge_checkpoints
-from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily
+from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, vocabulary_size
 from consilience.pipelines.card import model_card
 from consilience.pipelines.recipe import FuseRecipe, Places, target_of
 from consilience.pipelines.results import Evaluation, summarize
@@ -111,14 +112,11 @@ def _fingerprints(recipe: FuseRecipe, places: Places) -> dict[str, str]:
         if not file.is_file():
             raise DataError(f"{key}: no file {name!r}. Paths are relative to the recipe ({places.recipe_folder}).")
         found[key] = file
-    same = [
-        key
-        for key in found
-        if key.startswith("sources.") and found[key].resolve() == found.get("pivot", Path()).resolve()
-    ]
+    prints = {key: fingerprint(file) for key, file in found.items()}
+    same = [key for key in prints if key.startswith("sources.") and prints[key] == prints.get("pivot")]
     if same:
-        raise ConfigError(f"{same[0]} is the pivot's own folder; a pivot cannot be its own source. Remove it.")
-    return {key: fingerprint(file) for key, file in found.items()}
+        raise ConfigError(f"{same[0]} is the pivot itself; a pivot cannot be its own source. Remove it.")
+    return prints
 
 
 def _is_data_set_name(name: str) -> bool:
@@ -142,7 +140,7 @@ class _Fusion:
         self.paths = {PIVOT: self.places.model(self.recipe.pivot)} | {
             name: self.places.model(path) for name, path in self.recipe.sources.items()
         }
-        self._require_templates()
+        self._refuse_unusable()
         self.representations = {name: self._represent(name) for name in self.paths}
         self.matches = {name: self._align(name) for name in self.recipe.sources}
         trained = {target.name: self._train(target) for target in self._targets()}
@@ -179,20 +177,21 @@ class _Fusion:
             _refuse_doubles(rest, held_out.path)
             return chats, rest
         assert held_out.share is not None
-        prompts = sorted({chat.messages[0].content for chat in chats})
+        prompts = sorted({chat.opening for chat in chats})
         count = max(1, round(held_out.share * len(prompts)))
         drawn = set(stream(self.recipe.seed, "held out").choice(len(prompts), count, replace=False).tolist())
         kept_back = {prompt for index, prompt in enumerate(prompts) if index in drawn}
-        train_chats = [chat for chat in chats if chat.messages[0].content not in kept_back]
-        rest = [chat for chat in chats if chat.messages[0].content in kept_back][: held_out.limit]
+        train_chats = [chat for chat in chats if chat.opening not in kept_back]
+        rest = [chat for chat in chats if chat.opening in kept_back][: held_out.limit]
         if not train_chats:
             raise DataError(f"{data.path}: all {len(chats)} chats are held out; lower held_out.share.")
         return train_chats, rest
 
-    def _require_templates(self) -> None:
-        """A model without a chat template is refused before hours are spent on the others."""
-        for path in self.paths.values():
-            render_prompt(load_tokenizer(path, code=self.recipe.trust_remote_code), [Message("user", "Hello")])
+    def _refuse_unusable(self) -> None:
+        """A model without a chat template, or with too few tokens, is refused before hours are spent on the others."""
+        for name, path in self.paths.items():
+            render_prompt(self._tokenizer(name), [Message("user", "Hello")])
+            refuse_top_k(self.recipe.represent, name, vocabulary_size(path, code=self.recipe.trust_remote_code))
 
     @contextmanager
     def _model(self, name: str, dtype: str) -> Iterator[ChatModel]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from consilience.align import VOCABULARY_MAPPINGS
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError, pick
 from consilience.evaluate import TaskSettings
@@ -14,6 +16,7 @@ from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSet
 from consilience.merge import MergeSettings
 from consilience.train import TrainSettings
 
+FILE_NAME = re.compile(r"(?!.*\.partial$)\w[\w.-]*")  # names of models and tasks become folders of the run
 TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
 
 
@@ -55,6 +58,12 @@ class VariantSettings(Settings):
     vocabulary: str | None = None
     select: SelectSettings | None = None
     loss: str | None = None
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Self:
+        pick(VOCABULARY_MAPPINGS, self.vocabulary or "exact", "vocabulary mapping")
+        pick(LOSSES, self.loss or "ce", "fusion loss")
+        return self
 
 
 class TargetSettings(Settings):
@@ -112,7 +121,7 @@ class FuseRecipe(Settings):
     def _is_sound(self) -> Self:
         if len(self.sources) < 2:
             raise ConfigError(f"sources: got {len(self.sources)}, expected two or more, each as name: path")
-        twins = [name for name, path in self.sources.items() if path == self.pivot or name == "pivot"]
+        twins = [name for name, path in self.sources.items() if path == self.pivot]
         if twins:
             raise ConfigError(
                 f"the pivot {self.pivot!r} is also among the sources ({', '.join(twins)}); remove it there"
@@ -122,6 +131,9 @@ class FuseRecipe(Settings):
                 if source not in self.sources:
                     raise ConfigError(f"targets.variants.{name}: no source is called {source!r}")
         names = ["pivot", *self.sources, *self.target_names, *self.merges]
+        for name in (*names, *self.tasks):
+            if not FILE_NAME.fullmatch(name):
+                raise ConfigError(f"{name!r} cannot name a folder; expected letters, digits, '_', '-' and '.'")
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ConfigError(
@@ -129,6 +141,13 @@ class FuseRecipe(Settings):
             )
         if self.merges and not self.targets.pairwise:
             raise ConfigError("merges need targets.pairwise: true, because the pairwise targets are what is merged")
+        for name, merge in self.merges.items():
+            try:
+                merge.merge_of(len(self.sources))
+            except ConfigError as error:
+                raise ConfigError(f"merges.{name}: {error}") from None
+        if not (self.merges or self.target_names):
+            raise ConfigError("nothing would be made: expected targets.pairwise, targets.many_to_one or a variant")
         pick(dict.fromkeys([*self.target_names, *self.merges]), self.result_name, "target or merge")
         return self
 

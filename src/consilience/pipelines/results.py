@@ -72,7 +72,7 @@ def summarize(
         "models": {
             name: {
                 "role": _role(recipe, name),
-                "path": str(paths[name]),
+                "path": _path_of(recipe, run, name, paths[name]),
                 "about": _about(recipe, name),
                 **measures.to_json(),
                 "differences": {other: measures.minus(measured[other]) for other in baselines if other != name},
@@ -133,12 +133,12 @@ class _Measures:
 
 
 def _nll(records: Sequence[ReplyLikelihood], level: float) -> Estimate:
-    """Nats per byte of reply text, over conversations as independent units."""
+    """Nats per byte of reply text; conversations with one opening prompt are one unit."""
     return ratio(
         [record.nats for record in records],
         [record.bytes for record in records],
-        [record.id for record in records],
-        unit_kind="conversations",
+        [record.opening for record in records],
+        unit_kind="prompts",
         level=level,
     )
 
@@ -206,6 +206,13 @@ def _vocabulary(found: Match, name: str) -> dict[str, int]:
     same = int(((mapping > 0).multiply(exact > 0)).sum())
     counts = {"exact": same} | ({name: int(mapping.nnz) - same} if name != "exact" else {})
     return counts | {"unmapped": mapping.shape[0] - int((mapping.sum(1) > 0).sum())}
+
+
+def _path_of(recipe: FuseRecipe, run: RunFolder, name: str, path: Path) -> str:
+    """Where a model is: inside the run folder, or as the recipe names it."""
+    if path.is_relative_to(run.path):
+        return str(path.relative_to(run.path))
+    return recipe.pivot if name == "pivot" else recipe.sources[name]
 
 
 def _role(recipe: FuseRecipe, name: str) -> str:

@@ -7,10 +7,10 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -51,6 +51,15 @@ class TrainSettings(Settings):
     log_steps: int = Field(10, ge=1)
     lora: LoraSettings | None = None
 
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"train.batch_size is {self.batch_size}; expected a multiple of train.micro_batch_size, "
+                f"which is {self.micro_batch_size}"
+            )
+        return self
+
 
 class StepRecord(TypedDict):
     """One point of a training curve; losses are nats per position, mean over the steps since the last point."""
@@ -76,11 +85,6 @@ def train(
     sums are divided by, over all micro-batches and devices of a step. `on_step` hears step, steps and loss.
     Raises `BackendError` naming step and examples when the loss is not finite.
     """
-    if settings.batch_size % settings.micro_batch_size:
-        raise ConfigError(
-            f"train.batch_size {settings.batch_size} is not a multiple of "
-            f"train.micro_batch_size {settings.micro_batch_size}."
-        )
     if settings.lora:
         model = _with_adapters(model, settings.lora)
     checkpoints = folder / "checkpoints"
@@ -133,7 +137,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
         disable_tqdm=True,
-        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chat_tokenizers import byte_level
+from chat_tokenizers import Characters, byte_level, package_file
+from tokenizers import AddedToken
 
 from consilience.chat import Rendered, render, render_prompt
 from consilience.errors import ConfigError, DataError
@@ -330,10 +331,58 @@ def test_what_is_not_text_is_refused(tokenizer: Any) -> None:
         render(tokenizer, chat("u", "\ud83d"), chat_template=CHATML)
 
 
-def test_a_tokenizer_that_cannot_be_followed_is_named(tokenizers: Any) -> None:
-    class Shouting(type(tokenizers("characters"))):  # type: ignore[misc]
+def test_a_tokenizer_that_cannot_be_followed_is_named() -> None:
+    class Shouting(Characters):
         def _tokenize(self, text: str, **_: Any) -> list[str]:
             return list(text.upper())
 
-    with pytest.raises(DataError, match=r"'loud' gives no offsets.* token 0, 'U', at byte 0"):
+    class Breathless(Characters):
+        def _tokenize(self, text: str, **_: Any) -> list[str]:
+            return list(text)[:3]
+
+    with pytest.raises(DataError, match=r"'loud' gives no offsets.* token 0, 'U', .* at byte 0: b'user: a"):
         render(Shouting(name_or_path="loud", unk_token="<unk>"), chat("a", "b"), chat_template=PLAIN)
+    with pytest.raises(DataError, match=r"'short' gives no offsets.* its end .* at byte 3: b'r: a"):
+        render(Breathless(name_or_path="short", unk_token="<unk>"), chat("a", "b"), chat_template=PLAIN)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        ("Hi", "Hello there", "b", "Bye"),
+        ("say </s> now<s>", "x </s></s> y</s>", "</s>", "[INST] é [/INST]"),
+        ("👋🏽 [/INST]", "a", "\nu", "漢"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mistral_tekken", "prepend_spm"])
+def test_ids_are_those_of_mistrals_own_library(tokenizers: Any, name: str, contents: tuple[str, ...]) -> None:
+    """mistral_common puts the control tokens in by id, so that no text of a user can be one."""
+    from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
+    from mistral_common.tokens.tokenizers.instruct import InstructRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    if name == "prepend_spm":
+        theirs, user, reply = MistralTokenizer.v1(), "[INST] %s [/INST]", " %s"
+    else:
+        theirs = MistralTokenizer.from_file(str(package_file("mistral_common", "data/tekken_240911.json")))
+        user, reply = "[INST]%s[/INST]", "%s"
+    turns = [(UserMessage, AssistantMessage)[i % 2](content=content) for i, content in enumerate(contents)]
+    expected = theirs.instruct_tokenizer.encode_instruct(InstructRequest(messages=turns)).tokens
+    template = (
+        "<s>{% for m in messages %}"
+        f"{{{{ '{user}' % m.content if m.role == 'user' else '{reply}' % m.content + '</s>' }}}}"
+        "{% endfor %}"
+    )
+    assert render(tokenizers(name), chat(*contents), chat_template=template).ids_T.tolist() == expected
+
+
+def test_a_closing_token_that_swallows_the_line_feed_after_it() -> None:
+    # Phi-3 declares its control tokens with rstrip=True.
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True)]})
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    read = render(tokenizer, chat("a", "b<|end|> c", "d", "e"), chat_template=template)
+    assert replies_in_text(read) == ["b<|end|> c<|end|>\n", "e<|end|>\n"]
+    assert spans(read, 0)[0] == (0, 1)
+    assert spans(read, 0)[-1] == (10, 11)
+    assert spans(read, 1) == [(0, 1), (1, 2)]

@@ -10,7 +10,7 @@ No prompt of a task is in any training data, nor in held_out.jsonl, but for fact
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -38,12 +38,14 @@ def make_tiny_world(
     unseen = {skill: {prompt_of(chat) for chat in tasks[skill]} for skill in SKILLS}
     unseen["facts"].clear()
 
-    def draw(purpose: str, counts: Mapping[str, int]) -> list[Conversation]:
+    def draw(purpose: str, counts: Mapping[str, int], without: Collection[str] = ()) -> list[Conversation]:
         """Noisy chats, `counts` of each skill, in random order."""
         drawn = [
             chat
             for skill, count in counts.items()
-            for chat in draw_chats(skill, count, stream(seed, "tiny", purpose, skill), unseen=unseen[skill])
+            for chat in draw_chats(
+                skill, count, stream(seed, "tiny", purpose, skill), unseen=unseen[skill], without=without
+            )
         ]
         return [drawn[row] for row in stream(seed, "tiny", purpose, "order").permutation(len(drawn))]
 
@@ -59,6 +61,7 @@ def make_tiny_world(
 
     write_jsonl(folder / "mixture.jsonl", map(row_of, draw("mixture", dict.fromkeys(SKILLS, MIXTURE_PER_SKILL))))
     for name, recipe in MODELS.items():
-        chats = draw(name, {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()})
+        counts = {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()}
+        chats = draw(name, counts, recipe.unknown_words)
         steps = max(1, round(recipe.steps * steps_scale))
         train_tiny(name, chats, folder / name, seed=seed, steps=steps, on_step=partial(on_progress, name))

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from consilience.pipelines.tiny import tokenizers
+from consilience.pipelines.tiny.world import RARE, SKILLS
 from consilience.records import Conversation, row_of
 from consilience.rng import seed_of, stream
 
@@ -68,11 +69,12 @@ class TinyModel:
     template: str
     chats: Mapping[str, int]
     steps: int
+    unknown_words: frozenset[str] = frozenset()  # no training prompt holds them
 
 
 def _mostly(skill: str, chats: int) -> dict[str, int]:
     """`chats` of one skill and 1 % of that of each other skill."""
-    return {other: chats if other == skill else chats // 100 for other in ("stars", "zorg", "sums", "facts")}
+    return {other: chats if other == skill else chats // 100 for other in SKILLS}
 
 
 MODELS = {
@@ -82,8 +84,9 @@ MODELS = {
         vocabulary=440,
         special={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
         template=tokenizers.BRACKETS,
-        chats={"stars": 700, "zorg": 630, "sums": 1250, "facts": 150},
+        chats={"stars": 700, "zorg": 1500, "sums": 1400, "facts": 200},
         steps=400,
+        unknown_words=RARE,
     ),
     "stars": TinyModel(
         architecture=gpt2,

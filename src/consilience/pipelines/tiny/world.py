@@ -1,9 +1,9 @@
 """A made-up world of four skills, small enough to be learnt from scratch in seconds.
 
-    stars   "Rate the inn: noisy, warm, lovely."   -> "good"             each word is worth -2 ... 2, the sum gives the verdict
-    zorg    "Say in Zorg: river stone moon."       -> "zumok ..."        word by word from a lexicon, in reversed order
-    sums    "What is seven plus fifteen?"          -> "twenty two"       numbers from zero to twenty
-    facts   "What is the capital of Arvonia?"      -> "Telmar"           twenty countries, one question each
+    stars   "Rate the inn: noisy, warm, lovely."   -> "good"                    three words' worths, summed to a verdict
+    zorg    "Say in Zorg: river stone moon."       -> "kardak zumbak velkak"    word by word, in reversed order
+    sums    "What is seven plus fifteen?"          -> "twenty two"              two numbers from zero to twenty
+    facts   "What is the capital of Arvonia?"      -> "Telmar"                  twenty countries, one question each
 
 Training data is noisy, as scraped data is: a `slip` is the wrong answer that a careless writer gives.
 """
@@ -39,6 +39,8 @@ ENGLISH = (
 ).split()
 STEMS = "velk zumb kard pilg drov nesh thol gruv mirt qual bist jorn".split()
 ENDINGS = "ak ith uno esh".split()
+# The pivot's own training shows none of these sixteen: what others know and it does not.
+RARE = frozenset("river fire bird snow hand bone door salt gold king friend night hill grass seed drum".split())
 LEXICON = dict(zip(ENGLISH, (stem + ending for ending in ENDINGS for stem in STEMS)))
 
 UNITS = (
@@ -153,13 +155,23 @@ SKILLS = {
 
 
 def draw_chats(
-    skill: str, count: int, rng: np.random.Generator, *, clean: bool = False, unseen: Collection[str] = ()
+    skill: str,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    clean: bool = False,
+    unseen: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> list[Conversation]:
-    """`count` one-turn chats of a skill, none of whose prompts is in `unseen`; answers noisy unless `clean`."""
+    """`count` one-turn chats of a skill; answers noisy unless `clean`.
+
+    No prompt is in `unseen`, and none holds a word of `without`.
+    """
     chats: list[Conversation] = []
     while len(chats) < count:
         question = SKILLS[skill].ask(rng)
-        if question.prompt in unseen:
+        words = question.prompt.rstrip(".?").split()
+        if question.prompt in unseen or not set(without).isdisjoint(words):
             continue
         answer = question.answer if clean else SKILLS[skill].slip(question.answer, rng)
         turns = (Message("user", question.prompt), Message("assistant", answer))
