@@ -29,7 +29,8 @@ BRACKETS = (
 )
 HEADINGS = (
     "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}"
-    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

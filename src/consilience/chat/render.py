@@ -26,8 +26,10 @@ HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 canno
 class Rendered:
     """A conversation as one model reads it. T tokens.
 
-    A reply's tokens are those of its content and those of the control token that closes it, which counts as one byte
-    more: with a content of n bytes the first closing token is [n, n + 1), later ones are [n + 1, n + 1].
+    A reply's tokens are all that the model itself must write: those of the content; blanks that the template puts
+    between the generation prompt and the content, which cover none of its bytes; and those of the control token that
+    closes it, which counts as one byte more: with a content of n bytes the first closing token is [n, n + 1), later
+    ones are [n + 1, n + 1].
     """
 
     text: str  # what the chat template produced
@@ -63,7 +65,10 @@ def render(
     for place, limit in zip(places, limits):
         if place.message in replies:
             stop = _closed_at(text, place.end, limit, tuple(reader.special))
-            mine, starts, ends = _reply_spans(text, encoded, place, stop, messages[place.message].content)
+            opened = template.prompt_end(messages, text, place.message)
+            if opened is None or text[opened : place.start].strip():  # a header the template gives no prompt for
+                opened = place.start
+            mine, starts, ends = _reply_spans(text, encoded, place, opened, stop, messages[place.message].content)
             free = reply_T[mine] < 0  # a token that covers two replies is the first one's
             mine = mine[free]
             reply_T[mine] = replies.index(place.message)
@@ -109,13 +114,17 @@ def _read(
 
 
 def _reply_spans(
-    text: str, encoded: Encoded, place: Place, stop: int, content: str
+    text: str, encoded: Encoded, place: Place, opened: int, stop: int, content: str
 ) -> tuple[NDArray[np.int64], Int32s, Int32s]:
-    """Which tokens lie in text[place.start:stop], and their spans in bytes of `content`; `stop` is past the closing."""
+    """Which tokens lie in text[opened:stop], and their spans in bytes of `content`.
+
+    `opened` is where the generation prompt ends, at or before the content; `stop` is past the closing.
+    """
     begin, end = _bytes_before(text, place.start, place.end)
+    open_byte = begin - len(text[opened : place.start].encode())
     stop_byte = end + len(text[place.end : stop].encode())
-    covers = (encoded.ends_T > begin) | ((encoded.starts_T == encoded.ends_T) & (encoded.starts_T == begin))
-    mine = np.flatnonzero(covers & (encoded.starts_T < stop_byte)) if stop_byte > begin else np.zeros(0, np.int64)
+    covers = (encoded.ends_T > open_byte) | ((encoded.starts_T == encoded.ends_T) & (encoded.starts_T == open_byte))
+    mine = np.flatnonzero(covers & (encoded.starts_T < stop_byte)) if stop_byte > open_byte else np.zeros(0, np.int64)
     skipped, n = len(content[: place.skipped].encode()), len(content.encode())
     starts, ends = encoded.starts_T[mine], encoded.ends_T[mine]
     reply_starts = skipped + np.clip(starts, begin, end) - begin

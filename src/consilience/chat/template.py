@@ -62,6 +62,17 @@ class Template:
         found = self._by_sentinels(messages, text, marked, generation_prompt)
         return self._by_prefixes(messages, text, marked) if found is None else found
 
+    def prompt_end(self, messages: Sequence[Message], text: str, reply: int) -> int | None:
+        """Where in `text` the prompt for message `reply` ends: what a model has before it when it samples that reply.
+
+        None when `text`, which is `messages` rendered, does not begin with that prompt.
+        """
+        try:
+            prompt = self.text(messages[:reply], generation_prompt=True) if reply else ""
+        except DataError:  # a template may want the whole conversation
+            return None
+        return len(prompt) if text.startswith(prompt) else None
+
     def _by_sentinels(
         self, messages: Sequence[Message], text: str, marked: Sequence[int], generation_prompt: bool
     ) -> list[Place] | None:
@@ -102,8 +113,8 @@ class Template:
         for i in marked:
             content = messages[i].content
             if messages[i].role == "assistant":
-                before = self.text(messages[:i], generation_prompt=True) if i else ""
-                place = _reading_at(text, len(before), i, content) if text.startswith(before) else None
+                begin = self.prompt_end(messages, text, i)
+                place = _reading_at(text, begin, i, content) if begin is not None else None
             else:
                 start = text.find(content.strip(), cursor)
                 place = _reading_at(text, start, i, content) if start >= 0 else None

@@ -191,9 +191,8 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     """Where `scores` are among the `count` largest, ties with the smallest of these included; nowhere for 0."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    place = (
-        scores.numel() - count
-    )  # numpy's partition takes half the time of torch's kthvalue, and a third of the memory
+    # numpy's partition takes half the time of torch's kthvalue and a third of the memory
+    place = scores.numel() - count
     return scores >= float(np.partition(scores.reshape(-1).numpy(force=True), place)[place])
 
 

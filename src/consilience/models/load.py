@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from consilience.errors import BackendError, pick
@@ -31,15 +32,29 @@ class ChatModel:
 def load_model(path: str | Path, *, name: str = "", dtype: str = "float32", code: bool = False) -> ChatModel:
     """The chat model at `path` in evaluation mode, on the GPU where there is one.
 
-    `code` allows the checkpoint's own Python code to run. Raises `BackendError` when it cannot be loaded.
+    `code` allows the checkpoint's own Python code to run. Raises `BackendError` when it cannot be loaded, or lacks
+    weights (which transformers would draw at random).
     """
     tokenizer = load_tokenizer(path, code=code)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=pick(DTYPES, dtype, "dtype"), trust_remote_code=code, local_files_only=_is_local(path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=pick(DTYPES, dtype, "dtype"),
+            trust_remote_code=code,
+            local_files_only=_is_local(path),
+            use_safetensors=True,  # pickled weights can run code
+            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _cannot_load("model", path, error) from error
+    model, found = loaded
+    unfit = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+    if unfit:
+        raise BackendError(
+            f"cannot load the model {str(path)!r}: of its weights {len(unfit)} are missing or have another shape than "
+            f"config.json says, {unfit[0]} among them. Get the model's files again."
+        )
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return ChatModel(name or str(path), model.eval(), tokenizer)
 
@@ -68,6 +83,6 @@ def _is_local(path: str | Path) -> bool:
 def _cannot_load(kind: str, path: str | Path, error: Exception) -> BackendError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackendError(
-        f"cannot load the {kind} {str(path)!r}: {reason} "
+        f"cannot load the {kind} {str(path)!r}: {reason.rstrip(' .:')}. "
         "Expected a local Hugging Face folder or a hub name that this machine can reach."
     )

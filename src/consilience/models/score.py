@@ -39,8 +39,16 @@ def score_replies(
     """`(index, scores)` of every sequence, at the tokens whose places are given (all >= 1), shortest sequences first.
 
     Batches hold sequences of like length, at most `batch_tokens` tokens with padding. `names` label the sequences in
-    the error that is raised (`BackendError`) when a model answers with NaN.
+    the error that is raised (`BackendError`) when a model answers with NaN or lacks one of the tokens.
     """
+    rows = chat_model.vocabulary_size
+    for index, ids in enumerate(ids_T_of):
+        if ids.max(initial=0) >= rows:
+            label = names[index] if names else str(index)
+            raise BackendError(
+                f"model {chat_model.name} has {rows} tokens, but its tokenizer writes token {ids.max()} in conversation "
+                f"{label!r}. They do not belong together: get the model's files again."
+            )
     for batch in _batches([len(ids) for ids in ids_T_of], batch_tokens):
         scored = _score_batch(chat_model, [ids_T_of[i] for i in batch], [positions_N_of[i] for i in batch], top_k)
         for index, scores in zip(batch, scored, strict=True):

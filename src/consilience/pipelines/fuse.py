@@ -197,19 +197,27 @@ class _Fusion:
     def _model(self, name: str, dtype: str) -> Iterator[ChatModel]:
         """The model called `name`, in memory only inside the block."""
         chat_model = load_model(self.paths[name], name=name, dtype=dtype, code=self.recipe.trust_remote_code)
+        chat_model = replace(chat_model, tokenizer=self._tokenizer(name))
         yield chat_model
         del chat_model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _tokenizer(self, name: str) -> Any:
-        return load_tokenizer(self.paths[name], code=self.recipe.trust_remote_code)
+        tokenizer = load_tokenizer(self.paths[name], code=self.recipe.trust_remote_code)
+        if self.recipe.represent.template == "pivot" and not tokenizer.chat_template and name != PIVOT:
+            tokenizer.chat_template = self._pivot_template()  # a base model may be a source, too
+        return tokenizer
+
+    def _pivot_template(self) -> str | None:
+        templates: Any = self._tokenizer(PIVOT).chat_template
+        return templates.get("default") if isinstance(templates, dict) else templates
 
     # -- represent, align, select ----------------------------------------------------------------------------------
 
     def _represent(self, name: str) -> Representation:
         settings = self.recipe.represent
-        template = self._tokenizer(PIVOT).chat_template if settings.template == "pivot" else None
+        template = self._pivot_template() if settings.template == "pivot" else None
 
         def make(folder: Path) -> None:
             with self._model(name, settings.dtype) as chat_model:

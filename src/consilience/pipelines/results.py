@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from consilience.errors import DataError
 from consilience.evaluate import Answer, Outcome, Question, ReplyLikelihood
 from consilience.fuse import Match, Representation
 from consilience.pipelines.recipe import FuseRecipe, target_of
@@ -50,6 +51,11 @@ def summarize(
 ) -> dict[str, Any]:
     """The results of a run: every measured number as an estimate with its interval."""
     everywhere = _scored_by_all(evaluations)
+    if not everywhere:
+        raise DataError(
+            f"none of the {len(held_out)} held-out conversations was read whole by every model, so nothing can be "
+            f"compared; evaluate.max_tokens is {recipe.evaluate.max_tokens}. Raise it, or hold out shorter chats."
+        )
     measured = {
         name: _Measures.of(evaluation, everywhere, recipe.evaluate.level) for name, evaluation in evaluations.items()
     }

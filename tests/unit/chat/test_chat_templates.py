@@ -111,7 +111,8 @@ SHAPES = {
         TWO_TURNS,
         "<|system|>\nBe nice.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello there!</s>\n"
         "<|user|>\nAnd?</s>\n<|assistant|>\nHello. </s>\n",
-        ["Hello there!</s>", "Hello. </s>"],
+        # Zephyr's generation prompt ends before the line feed, so the model must write it.
+        ["\nHello there!</s>", "\nHello. </s>"],
     ),
     "gemma": (
         GEMMA,
@@ -186,7 +187,8 @@ def test_trimmed_bytes_belong_to_no_token(tokenizers: Any) -> None:
 def test_a_blank_before_the_closing_token_is_the_first_closing_token(tokenizers: Any) -> None:
     read = render(tokenizers("characters"), chat("u", "ab"), chat_template=LLAMA2)
     assert read.text == "<s>[INST] u [/INST] ab </s>"
-    assert spans(read, 0) == [(0, 1), (1, 2), (2, 3), (3, 3)]
+    # The blank before the reply, which the generation prompt lacks; a, b; the blank before </s>; </s>.
+    assert spans(read, 0) == [(0, 0), (0, 1), (1, 2), (2, 3), (3, 3)]
 
 
 def test_a_template_without_a_closing_token(tokenizers: Any) -> None:
@@ -210,8 +212,8 @@ def test_tokens_that_straddle_the_edges_of_a_reply() -> None:
 
 def test_an_empty_reply_is_its_closing_token(tokenizers: Any) -> None:
     read = render(tokenizers("characters"), chat("u", "", "v", "x"), chat_template=ZEPHYR)
-    assert spans(read, 0) == [(0, 1)]
-    assert spans(read, 1) == [(0, 1), (1, 2)]
+    assert spans(read, 0) == [(0, 0), (0, 1)]  # the line feed before it is the model's to write
+    assert spans(read, 1) == [(0, 0), (0, 1), (1, 2)]
     only_if = CHATML.replace("{{ m.content }}", "{% if m.content %}{{ 'text ' + m.content }}{% endif %}")
     read = render(tokenizers("byte_level"), chat("u", ""), chat_template=only_if)
     assert replies_in_text(read) == ["<|im_end|>"]
