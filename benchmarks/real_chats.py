@@ -143,14 +143,18 @@ def chats_of(folder: Path, chat_model: str, limit: int | None) -> list[Conversat
     ]
 
 
+def make_tokenizer(name: str, chats: list[Conversation], tokenizers: Path) -> None:
+    """Saves the tokenizer of model `name` unless it is there: a machine without the packages can be given it."""
+    if not (tokenizers / name).is_dir():
+        texts = [message.content for chat in chats for message in chat.messages]
+        MAKERS[name].tokenizer(texts, tokenizers / f"{name}-scratch").save_pretrained(tokenizers / name)
+
+
 def make_model(
     name: str, chats: list[Conversation], folder: Path, tokenizers: Path, args: argparse.Namespace, on_progress: Any
 ) -> None:
     """Trains model `name` from scratch on `chats` and saves it as an ordinary checkpoint."""
     maker = MAKERS[name]
-    if not (tokenizers / name).is_dir():
-        texts = [message.content for chat in chats for message in chat.messages]
-        maker.tokenizer(texts, tokenizers / f"{name}-scratch").save_pretrained(tokenizers / name)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizers / name)
     shared = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if maker.architecture is GPT2Config:
@@ -259,7 +263,7 @@ def main() -> None:
     parser.add_argument("--per", default="sequence")
     parser.add_argument("--gold-weight", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only-tokenizers", action="store_true")
+    parser.add_argument("--only-tokenizers", action="store_true", help="make the tokenizers and stop")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     tokenizers = args.tokenizers or args.out / "tokenizers"
@@ -271,6 +275,10 @@ def main() -> None:
     scratch, fuse, held_out = prompts[:a], prompts[a:b], prompts[b:]
     write_jsonl(args.out / "fuse.jsonl", (row_of(chats[name][i]) for i in fuse for name in SOURCES))
     write_jsonl(args.out / "held_out.jsonl", (row_of(chats[name][i]) for i in held_out for name in SOURCES))
+    for name in MAKERS:
+        make_tokenizer(name, [chats[name][i] for i in scratch], tokenizers)
+    if args.only_tokenizers:
+        return
     with watching() as on_progress:
         for name in MAKERS:
             if not (args.out / name / "config.json").is_file():

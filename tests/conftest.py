@@ -48,8 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe(world: Path, tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`recipe(**changes)` writes a recipe of two training steps; a mapping changes single keys of its block."""
 
     def write(**changes: Any) -> Path:
@@ -66,7 +66,7 @@ def recipe(world: Path, tmp_path: Path) -> Callable[..., Path]:
         for key, value in changes.items():
             merges = isinstance(value, Mapping) and isinstance(tree.get(key), Mapping) and key != "sources"
             tree[key] = {**tree[key], **value} if merges else value
-        path = tmp_path / "recipe.yaml"
+        path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return path
 

@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,10 @@ def read_conversations(path: Path | str, *, group_key: str = "group", limit: int
     cannot be read, has no assistant turn, or when there is none at all.
     """
     path = Path(path)
-    chats: list[Conversation] = []
-    for where, row in read_rows(path):
-        if limit is not None and len(chats) == limit:
-            break
-        chats.append(conversation_of(row, where=where, index=len(chats), group_key=group_key))
+    chats = [
+        conversation_of(row, where=where, index=index, group_key=group_key)
+        for index, (where, row) in enumerate(islice(read_rows(path), limit))
+    ]
     if not chats:
         raise DataError(f"{path} holds no conversations. Expected one JSON object with 'messages' per line.")
     return chats
@@ -81,10 +81,7 @@ def conversation_of(row: Any, *, where: str, index: int, group_key: str = "group
     """One row of a chat file as a `Conversation`; `where` is put before the error's text."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: got {type(row).__name__}, expected an object with 'messages'.")
-    turns = row.get("messages", row.get("conversations"))
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise DataError(f"{where}: no 'messages' (or ShareGPT 'conversations') list; its keys are {sorted(row)}.")
-    messages = tuple(_message(turn, where) for turn in turns)
+    messages = messages_of(row, where=where)
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn from it.")
     extra = {key: value for key, value in row.items() if key not in ("messages", "conversations", "id", group_key)}
@@ -92,6 +89,14 @@ def conversation_of(row: Any, *, where: str, index: int, group_key: str = "group
     return Conversation(
         id=str(index if id_ is None else id_), messages=messages, group=str(row.get(group_key) or ""), extra=extra
     )
+
+
+def messages_of(row: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    """The turns of one row of a chat file."""
+    turns = row["messages"] if row.get("messages") is not None else row.get("conversations")
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise DataError(f"{where}: no 'messages' (or ShareGPT 'conversations') list; its keys are {sorted(row)}.")
+    return tuple(_message(turn, where) for turn in turns)
 
 
 def _message(turn: Any, where: str) -> Message:

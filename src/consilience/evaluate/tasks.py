@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ from consilience.chat import render_prompt
 from consilience.config import Settings
 from consilience.errors import DataError, pick
 from consilience.models import ChatModel, sample_greedily
-from consilience.records import Message, read_rows
+from consilience.records import Message, messages_of, read_rows
 
 
 class Outcome(StrEnum):
@@ -65,21 +66,27 @@ class Answer:
     outcome: Outcome
 
 
-def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
-    """Questions of a JSONL, JSON or Parquet file: `messages` or `prompt`, and `answer`; `id` and `group` if there."""
-    questions: list[Question] = []
-    for where, row in read_rows(path):
-        if limit is not None and len(questions) == limit:
-            break
-        if not isinstance(row, Mapping) or "answer" not in row or not ("messages" in row or "prompt" in row):
+def read_questions(path: Path, *, match: str = "exact", limit: int | None = None) -> list[Question]:
+    """Questions of a JSONL, JSON or Parquet file: `messages` or `prompt`, and `answer`; `id` and `group` if there.
+
+    Raises `DataError` naming file and line when a row cannot be read, or has an answer that `match` could not find.
+    """
+    rule = pick(MATCHES, match, "match rule")
+    questions: dict[str, Question] = {}
+    for where, row in islice(read_rows(path), limit):
+        if not isinstance(row, Mapping) or row.get("answer") is None or not (row.get("messages") or row.get("prompt")):
             raise DataError(f"{where}: expected an object with 'answer' and 'messages' (or 'prompt').")
-        turns = row.get("messages") or [{"role": "user", "content": str(row["prompt"])}]
-        messages = tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
-        identity, group = str(row.get("id", len(questions))), str(row.get("group") or "")
-        questions.append(Question(identity, group, messages, str(row["answer"])))
+        asked = messages_of(row, where=where) if row.get("messages") else (Message("user", str(row["prompt"])),)
+        answer = str(row["answer"])
+        if not answer.strip() or rule(answer, answer) is not Outcome.CORRECT:
+            raise DataError(f"{where}: {answer!r} is no answer that 'match: {match}' can find in a reply.")
+        id_ = str(len(questions) if row.get("id") is None else row["id"])
+        if id_ in questions:
+            raise DataError(f"{where}: a second question has the id {id_!r}; expected every id once.")
+        questions[id_] = Question(id_, str(row.get("group") or ""), asked, answer)
     if not questions:
         raise DataError(f"{path} holds no questions. Expected one JSON object with 'messages' and 'answer' per line.")
-    return questions
+    return [*questions.values()]
 
 
 def exact(reply: str, answer: str) -> Outcome:
@@ -94,12 +101,15 @@ def contains(reply: str, answer: str) -> Outcome:
 
 
 def last_number(reply: str, answer: str) -> Outcome:
-    """The last number of the reply equals the answer (as GSM8K is scored); thousands commas are dropped."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", reply)
-    if not numbers:
+    """The last number of the reply equals that of the answer (as GSM8K is scored); thousands commas are dropped."""
+    found, expected = _numbers(reply), _numbers(answer)
+    if not found:
         return Outcome.UNREADABLE
-    right = float(numbers[-1].replace(",", "")) == float(answer.replace(",", ""))
-    return Outcome.CORRECT if right else Outcome.WRONG
+    return Outcome.CORRECT if found[-1:] == expected[-1:] else Outcome.WRONG
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
 
 
 def _plain(text: str) -> str:

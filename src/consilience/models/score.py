@@ -18,6 +18,9 @@ from consilience.errors import BackendError
 from consilience.models.load import ChatModel
 
 
+LOGITS_HELD = 1 << 27  # half a gigabyte in float32: 885 positions of a vocabulary of 151,646
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyScores:
     """Log-probabilities in nats, of the full softmax in float32."""
@@ -38,7 +41,7 @@ def score_replies(
 ) -> Iterator[tuple[int, ReplyScores]]:
     """`(index, scores)` of every sequence, at the tokens whose places are given (all >= 1), shortest sequences first.
 
-    Batches hold sequences of like length, at most `batch_tokens` tokens with padding. `names` label the sequences in
+    Batches hold sequences of like length, at most `batch_tokens` tokens with padding, fewer under a large vocabulary. `names` label the sequences in
     the error that is raised (`BackendError`) when a model answers with NaN or lacks one of the tokens.
     """
     rows = chat_model.vocabulary_size
@@ -46,9 +49,10 @@ def score_replies(
         if ids.max(initial=0) >= rows:
             label = names[index] if names else str(index)
             raise BackendError(
-                f"model {chat_model.name} has {rows} tokens, but its tokenizer writes token {ids.max()} in conversation "
-                f"{label!r}. They do not belong together: get the model's files again."
+                f"model {chat_model.name} has {rows} tokens, but its tokenizer writes token {ids.max()} in "
+                f"conversation {label!r}. They do not belong together: get the model's files again."
             )
+    batch_tokens = min(batch_tokens, max(1, LOGITS_HELD // chat_model.vocabulary_size))
     for batch in _batches([len(ids) for ids in ids_T_of], batch_tokens):
         scored = _score_batch(chat_model, [ids_T_of[i] for i in batch], [positions_N_of[i] for i in batch], top_k)
         for index, scores in zip(batch, scored, strict=True):

@@ -134,7 +134,7 @@ class _Fusion:
             self.run.stage("tiny", self._make_tiny)
         self.train_chats, self.held_out = self._read_chats()
         self.questions = {
-            name: read_questions(self.places.file(task.path), limit=task.limit)
+            name: read_questions(self.places.file(task.path), match=task.match, limit=task.limit)
             for name, task in self.recipe.tasks.items()
         }
         self.paths = {PIVOT: self.places.model(self.recipe.pivot)} | {
@@ -188,8 +188,9 @@ class _Fusion:
         return train_chats, rest
 
     def _refuse_unusable(self) -> None:
-        """A model without a chat template, or with too few tokens, is refused before hours are spent on the others."""
+        """A model without weights, chat template or enough tokens is refused before hours are spent on the others."""
         for name, path in self.paths.items():
+            Checkpoint(path)
             render_prompt(self._tokenizer(name), [Message("user", "Hello")])
             refuse_top_k(self.recipe.represent, name, vocabulary_size(path, code=self.recipe.trust_remote_code))
 
@@ -312,9 +313,15 @@ class _Fusion:
         def rendered(index: int) -> Rendered:
             return render(tokenizer, self.train_chats[index].messages, max_tokens=limit)
 
-        learnt = np.unique(np.concatenate([shard.conversation_N for shard in self.representations[PIVOT]]))
         names = [chat.id for chat in self.train_chats]
-        return FusionExamples(names, rendered, chosen, self.recipe.represent.shard_conversations, learnt.tolist())
+        return FusionExamples(names, rendered, chosen, self.recipe.represent.shard_conversations, self._learnt())
+
+    def _learnt(self) -> list[int]:
+        """The training chats that the pivot can read, by index."""
+        learnt: list[int] = np.unique(
+            np.concatenate([shard.conversation_N for shard in self.representations[PIVOT]])
+        ).tolist()
+        return learnt
 
     def _sampled_examples(self, replies: Sequence[Conversation]) -> SupervisedExamples:
         tokenizer, limit = self._tokenizer(PIVOT), self.recipe.represent.max_tokens
@@ -322,11 +329,15 @@ class _Fusion:
         return SupervisedExamples([chat.id for chat in replies], rendered)
 
     def _sample(self, target: Target, chosen: Path) -> list[Conversation]:
-        """The training chats, the last reply of each taken from the source that wins there; gold where none does."""
+        """The training chats, the last reply of each taken from the source that wins there; gold where none does.
+
+        Gold stays, too, where the pivot cannot read the reply; those are counted.
+        """
         winners: list[str | None] = json.loads((chosen / "teachers.json").read_text())["conversations"]
 
         def make(folder: Path) -> None:
-            chats = list(self.train_chats)
+            chats, unread = list(self.train_chats), 0
+            pivot_tokenizer = self._tokenizer(PIVOT)
             for source in target.sources:
                 mine = [index for index, winner in enumerate(winners) if winner == source]
                 with self._model(source, self.recipe.represent.dtype) as chat_model:
@@ -335,10 +346,16 @@ class _Fusion:
                     for done, (place, reply, _) in enumerate(replies, start=1):
                         chat = chats[mine[place]]
                         answered = (*chat.prompt, Message("assistant", reply.strip()))
-                        chats[mine[place]] = replace(chat, messages=answered)
+                        try:
+                            render(pivot_tokenizer, answered)
+                            chats[mine[place]] = replace(chat, messages=answered)
+                        except DataError:
+                            unread += 1
                         self.on_progress(f"sample {source}", done, len(mine))
-            rows = [{"id": c.id, "group": c.group, "messages": [asdict(m) for m in c.messages]} for c in chats]
+            learnt = [chats[index] for index in self._learnt()]
+            rows = [{"id": c.id, "group": c.group, "messages": [asdict(m) for m in c.messages]} for c in learnt]
             write_jsonl(folder / "chats.jsonl", rows)
+            write_json(folder / "unread.json", unread)
 
         return read_conversations(self.run.stage(f"sample/{target.name}", make) / "chats.jsonl")
 

@@ -72,7 +72,7 @@ def summarize(
         "data": {
             "train": _described(train_chats),
             "held_out": _described(held_out),
-            "set_aside": _set_aside(representations, evaluations, everywhere),
+            "set_aside": _set_aside(representations, evaluations, everywhere) | _unread_samples(run),
         },
         "alignment": {name: _alignment(recipe, run, name, found) for name, found in matches.items()},
         "models": {
@@ -171,9 +171,15 @@ def _set_aside(
     return dict(counts)
 
 
+def _unread_samples(run: RunFolder) -> dict[str, int]:
+    """Replies of the sources that the pivot's template could not show, so that gold stayed in their place."""
+    counts = {file.parent.name: json.loads(file.read_text()) for file in (run.path / "sample").glob("*/unread.json")}
+    return {f"sampled reply not readable by the pivot, gold kept ({name})": n for name, n in counts.items() if n}
+
+
 def _described(chats: Sequence[Conversation]) -> dict[str, Any]:
     groups = Counter(chat.group for chat in chats if chat.group)
-    reply_bytes = sum(len(reply.encode()) for chat in chats for reply in chat.replies)
+    reply_bytes = sum(len(reply.encode(errors="surrogatepass")) for chat in chats for reply in chat.replies)
     return {"conversations": len(chats), "reply_bytes": reply_bytes, "groups": dict(groups)}
 
 

@@ -114,6 +114,8 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
     steps = math.ceil(examples / settings.batch_size) * settings.epochs
     if settings.max_steps > 0:
         steps = min(steps, settings.max_steps)
+    # Named only where it is wanted: transformers warns of the name, and the new one is too new.
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -137,7 +139,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
         disable_tqdm=True,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        **checkpointing,
     )
 
 

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from consilience.errors import ConfigError
+from consilience.merge import methods
 from consilience.merge.methods import linear, sce, task_arithmetic, ties, varm
+
+
+@pytest.fixture(autouse=True, params=[methods.CHUNK, 3])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every vector is merged in one piece, and in pieces of three entries."""
+    monkeypatch.setattr(methods, "CHUNK", request.param)
 
 
 def vector(*numbers: float) -> Tensor:
@@ -91,7 +98,7 @@ def test_varm_weighs_by_change_not_by_size() -> None:
 
 def test_varm_against_float64() -> None:
     rng = np.random.default_rng(5)
-    base = rng.normal(0, 0.02, (64, 48)).astype(np.float32)
+    base = rng.normal(0, 0.02, (32, 24)).astype(np.float32)
     models = [base + rng.normal(0, sigma, base.shape).astype(np.float32) for sigma in (1e-4, 3e-4, 1e-5)]
     exact = [model.astype(np.float64) for model in models]
     squares = [np.mean((model - base.astype(np.float64)) ** 2) for model in exact]

@@ -10,7 +10,8 @@ No prompt of a task is in any training data, nor in held_out.jsonl, but for fact
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,14 +39,12 @@ def make_tiny_world(
     unseen = {skill: {prompt_of(chat) for chat in tasks[skill]} for skill in SKILLS}
     unseen["facts"].clear()
 
-    def draw(purpose: str, counts: Mapping[str, int], without: Collection[str] = ()) -> list[Conversation]:
+    def draw(purpose: str, counts: Mapping[str, int]) -> list[Conversation]:
         """Noisy chats, `counts` of each skill, in random order."""
         drawn = [
             chat
             for skill, count in counts.items()
-            for chat in draw_chats(
-                skill, count, stream(seed, "tiny", purpose, skill), unseen=unseen[skill], without=without
-            )
+            for chat in draw_chats(skill, count, stream(seed, "tiny", purpose, skill), unseen=unseen[skill])
         ]
         return [drawn[row] for row in stream(seed, "tiny", purpose, "order").permutation(len(drawn))]
 
@@ -61,7 +60,13 @@ def make_tiny_world(
 
     write_jsonl(folder / "mixture.jsonl", map(row_of, draw("mixture", dict.fromkeys(SKILLS, MIXTURE_PER_SKILL))))
     for name, recipe in MODELS.items():
-        counts = {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()}
-        chats = draw(name, counts, recipe.unknown_words)
-        steps = max(1, round(recipe.steps * steps_scale))
-        train_tiny(name, chats, folder / name, seed=seed, steps=steps, on_step=partial(on_progress, name))
+        prompts = [replace(chat, messages=chat.messages[:1]) for chat in draw(f"{name} prompts", recipe.unanswered)]
+        train_tiny(
+            name,
+            draw(name, {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()}),
+            folder / name,
+            spelling=draw(f"{name} spelling", recipe.spelling) + prompts,
+            seed=seed,
+            steps=max(1, round(recipe.steps * steps_scale)),
+            on_step=partial(on_progress, name),
+        )

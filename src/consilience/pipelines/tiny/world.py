@@ -1,7 +1,7 @@
 """A made-up world of four skills, small enough to be learnt from scratch in seconds.
 
     stars   "Rate the inn: noisy, warm, lovely."   -> "good"                    three words' worths, summed to a verdict
-    zorg    "Say in Zorg: river stone moon."       -> "kardak zumbak velkak"    word by word, in reversed order
+    zorg    "Say in Zorg: sun moon star."          -> "kardak zumbak velkak"    word by word, in reversed order
     sums    "What is seven plus fifteen?"          -> "twenty two"              two numbers from zero to twenty
     facts   "What is the capital of Arvonia?"      -> "Telmar"                  twenty countries, one question each
 
@@ -32,21 +32,18 @@ WORTH = {
 PLACES = ("inn", "hotel", "cafe", "museum", "market", "garden")
 VERDICTS = ("awful", "poor", "fair", "good", "superb")
 
-ENGLISH = (
-    "river stone moon fire water tree bird fish wolf snow rain wind cloud sun hand eye heart bone road house door boat "
-    "bread salt milk gold iron glass king queen child friend song dream night day hill lake sand grass leaf root seed "
-    "egg bell drum sword ring"
-).split()
-STEMS = "velk zumb kard pilg drov nesh thol gruv mirt qual bist jorn".split()
-ENDINGS = "ak ith uno esh".split()
-# The pivot's own training shows none of these sixteen: what others know and it does not.
-RARE = frozenset("river fire bird snow hand bone door salt gold king friend night hill grass seed drum".split())
+ENGLISH = str.split(
+    "sun moon star tree bird fish wolf snow rain wind hand eye bone road door boat salt milk gold iron king song day hill "
+    "lake sand leaf root seed egg bell drum ring fire sea ice sky oak cat dog bee owl cup key hat bed net rope"
+)
+STEMS = str.split("velk zumb kard pilg drov nesh thol gruv mirt qual bist jorn")
+ENDINGS = str.split("ak ith uno esh")
 LEXICON = dict(zip(ENGLISH, (stem + ending for ending in ENDINGS for stem in STEMS)))
 
-UNITS = (
+UNITS = str.split(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
+)
 TENS = {2: "twenty", 3: "thirty", 4: "forty"}
 LARGEST_TERM = 20
 # The wordings make distinct prompts of the same sum: a test prompt is new, its pair of numbers need not be.
@@ -155,23 +152,13 @@ SKILLS = {
 
 
 def draw_chats(
-    skill: str,
-    count: int,
-    rng: np.random.Generator,
-    *,
-    clean: bool = False,
-    unseen: Collection[str] = (),
-    without: Collection[str] = (),
+    skill: str, count: int, rng: np.random.Generator, *, clean: bool = False, unseen: Collection[str] = ()
 ) -> list[Conversation]:
-    """`count` one-turn chats of a skill; answers noisy unless `clean`.
-
-    No prompt is in `unseen`, and none holds a word of `without`.
-    """
+    """`count` one-turn chats of a skill, none of whose prompts is in `unseen`; answers noisy unless `clean`."""
     chats: list[Conversation] = []
     while len(chats) < count:
         question = SKILLS[skill].ask(rng)
-        words = question.prompt.rstrip(".?").split()
-        if question.prompt in unseen or not set(without).isdisjoint(words):
+        if question.prompt in unseen:
             continue
         answer = question.answer if clean else SKILLS[skill].slip(question.answer, rng)
         turns = (Message("user", question.prompt), Message("assistant", answer))
