@@ -25,7 +25,7 @@ LAYERS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE = {"align", "stats", "fuse/losses.py", "merge/methods.py"}
-NOT_IN_PURE = {"torch.utils", "transformers", "requests", "httpx", "time", "random", "pathlib", "os", "io", "safetensors"}
+NOT_IN_PURE = {"torch.utils", "transformers", "safetensors", "httpx", "time", "random", "pathlib", "os", "io"}
 
 
 def room_of(path: Path) -> str:
@@ -78,7 +78,8 @@ def test_pure_rooms_touch_no_file_network_or_clock(path: Path) -> None:
         "import consilience.stats",
         "import consilience.records, consilience.config, consilience.run",
         "import consilience.align",
-        "import sys; sys.argv = ['consilience', '--help']\ntry:\n    from consilience.cli import main; main()\nexcept SystemExit: pass",
+        "import sys; sys.argv = ['consilience', '--help']\n"
+        "try:\n    from consilience.cli import main; main()\nexcept SystemExit: pass",
     ],
 )
 def test_light_doors_do_not_import_torch(code: str) -> None:

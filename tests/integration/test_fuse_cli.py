@@ -169,7 +169,9 @@ def test_held_out_nll_is_what_plain_transformers_gives(run, world, name):
         *prompt, reply = chats[record["id"]]
         start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
         ids = torch.tensor([tokenizer.apply_chat_template([*prompt, reply], return_dict=False)])
-        loss = torch.nn.functional.cross_entropy(model(ids).logits[0, start - 1 : -2], ids[0, start:-1], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            model(ids).logits[0, start - 1 : -2], ids[0, start:-1], reduction="sum"
+        )
         assert record["nats"] == pytest.approx(loss.item(), rel=1e-5)
         assert record["bytes"] == len(reply["content"].encode())
     total = sum(record["nats"] for record in records) / sum(record["bytes"] for record in records)
@@ -289,13 +291,13 @@ def test_a_held_out_file_and_parquet_chats(recipe, consilience, world, tmp_path)
 def test_a_chat_that_cannot_be_read_is_counted_and_not_learnt(recipe, consilience, world, tmp_path):
     chats = [*map(json.loads, (world / "chats.jsonl").read_text().splitlines())]
     half = [{"role": "user", "content": "Half?"}, {"role": "assistant", "content": "\ud83d"}]  # of a surrogate pair
-    long = [{"role": "user", "content": "Long?"}, {"role": "assistant", "content": "so " * 200}]
+    long = [{"role": "user", "content": "Long?"}, {"role": "assistant", "content": "so " * 300}]
     rows = [*chats, {"id": "half", "messages": half}, {"id": "long", "messages": long}]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = recipe(
         data={"path": str(tmp_path / "chats.jsonl")},
         held_out={"share": None, "path": str(world / "chats.jsonl")},
-        represent={"max_tokens": 120},
+        represent={"max_tokens": 250},
         targets={"controls": ["seqkd"], "max_new_tokens": 2},
         merges=FAST["merges"],
     )

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+Ints = NDArray[np.integer[Any]]
 VocabularyMapping = Callable[[Any, Any], Any]
 
 
-def count_pairs(source_ids_N: NDArray[np.integer[Any]], pivot_ids_N: NDArray[np.integer[Any]], shape: tuple[int, int]) -> Any:
+def count_pairs(source_ids_N: Ints, pivot_ids_N: Ints, shape: tuple[int, int]) -> Any:
     """How often source token s and pivot token p began at the same byte, a sparse [Vs, Vp] matrix of counts."""
     ones = np.ones(len(source_ids_N), dtype=np.int64)
     return sparse.coo_array((ones, (source_ids_N, pivot_ids_N)), shape=shape).tocsr()

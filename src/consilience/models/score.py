@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from consilience.errors import BackendError
 from consilience.models.load import ChatModel
 
-
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32: 885 positions of a vocabulary of 151,646
 
 
@@ -41,8 +40,9 @@ def score_replies(
 ) -> Iterator[tuple[int, ReplyScores]]:
     """`(index, scores)` of every sequence, at the tokens whose places are given (all >= 1), shortest sequences first.
 
-    Batches hold sequences of like length, at most `batch_tokens` tokens with padding, fewer under a large vocabulary. `names` label the sequences in
-    the error that is raised (`BackendError`) when a model answers with NaN or lacks one of the tokens.
+    Batches hold sequences of like length, at most `batch_tokens` tokens with padding, fewer under a large vocabulary.
+    `names` label the sequences in the error that is raised (`BackendError`) when a model answers with NaN or lacks
+    one of the tokens.
     """
     rows = chat_model.vocabulary_size
     for index, ids in enumerate(ids_T_of):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NoReturn, Self, TypedDict
 
 import torch
 from pydantic import Field, model_validator
@@ -83,7 +83,7 @@ def train(
 
     `collate` makes a batch with `shift_labels` (-100 where nothing is learnt): their number is what the objective's
     sums are divided by, over all micro-batches and devices of a step. `on_step` hears step, steps and loss.
-    Raises `BackendError` naming step and examples when the loss is not finite.
+    Raises `BackendError` naming step and examples when the loss or its gradient is not finite.
     """
     if settings.lora:
         model = _with_adapters(model, settings.lora)
@@ -151,24 +151,32 @@ class _ObjectiveTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # `shift_labels` are counted over all micro-batches of a step
+        self.add_callback(_FiniteGradients(self._refuse))
         self._sums: dict[str, float] = {}
         self._positions = 0.0
+        self._step, self._names = -1, [""]  # the conversations of the optimizer step in the making
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        names = inputs.get("names", ["?"])
+        if self._step != self.state.global_step:
+            self._step, self._names = self.state.global_step, []
+        self._names += names
         sums = self.objective(model, inputs)
         loss = sums["loss"] / num_items_in_batch
         if not torch.isfinite(loss):
-            raise BackendError(
-                f"the training loss is {loss.item()} at step {self.state.global_step + 1}, on conversations "
-                f"{', '.join(inputs.get('names', ['?']))}. "
-                "A lower train.learning_rate, or train.dtype=float32, may help."
-            )
+            self._refuse(f"the training loss is {loss.item()}", names)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
         self._positions += float((inputs["shift_labels"] != -100).sum())
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def _refuse(self, what: str, names: Sequence[str] = ()) -> NoReturn:
+        raise BackendError(
+            f"{what} at step {self.state.global_step + 1}, on conversations {', '.join(names or self._names)}. "
+            "A lower train.learning_rate, or train.dtype=float32, may help."
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._positions:
@@ -177,8 +185,29 @@ class _ObjectiveTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:
+            # torch's writer does not say what the system said; in writing a file it is a full disk.
+            if "inline_container" not in str(error) and "iostream error" not in str(error):
+                raise
+            raise BackendError(
+                f"the checkpoint of step {self.state.global_step} cannot be written to {self.args.output_dir}: the disk "
+                "is full. Free some space, then give the same command again: it goes on from here."
+            ) from error
         (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+
+
+class _FiniteGradients(TrainerCallback):
+    """A gradient that is not finite spoils the weights, and the next step's examples would be blamed for it."""
+
+    def __init__(self, refuse: Callable[[str], NoReturn]) -> None:
+        self.refuse = refuse
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            self.refuse("the gradient of the training loss is not finite")
 
 
 class _Progress(TrainerCallback):

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from consilience.fuse import SelectSettings, match, select
 from consilience.fuse.match import AlignSettings
 from consilience.fuse.represent import Representation, Shard
 from consilience.fuse.select import GOLD, load_targets
 from consilience.run import write_json
-from safetensors.numpy import save_file
 
 PIVOT_BYTES = [None, b"ab", b"cd"]
 SOURCE_BYTES = [b"abcd", b"ab", b"cd"]
@@ -74,7 +74,7 @@ def corpus(tmp_path: Path) -> tuple[Representation, dict[str, tuple]]:
     return pivot, {"s": (source, found, "statistics")}
 
 
-def targets_of(corpus: tuple, tmp_path: Path, groups: list[str], **settings: object):  # noqa: ANN201
+def targets_of(corpus: tuple, tmp_path: Path, groups: list[str], **settings: object):
     pivot, sources = corpus
     folder = tmp_path / "select"
     folder.mkdir()

@@ -10,7 +10,7 @@ No prompt of a task is in any training data, nor in held_out.jsonl, but for fact
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,7 @@ def make_tiny_world(
     `on_progress(model, step, steps)` is called after every training step. `steps_scale` below 1 trains shorter, for
     tests: the files are the same in kind, the models know less.
     """
-    tasks = {skill: draw_task(skill, TASK_PER_SKILL, stream(seed, "tiny", "task", skill)) for skill in SKILLS}
-    unseen = {skill: {prompt_of(chat) for chat in tasks[skill]} for skill in SKILLS}
-    unseen["facts"].clear()
+    unseen: dict[str, set[str]] = {skill: set() for skill in SKILLS}
 
     def draw(purpose: str, counts: Mapping[str, int]) -> list[Conversation]:
         """Noisy chats, `counts` of each skill, in random order."""
@@ -48,15 +46,20 @@ def make_tiny_world(
         ]
         return [drawn[row] for row in stream(seed, "tiny", purpose, "order").permutation(len(drawn))]
 
-    (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    for skill, chats in tasks.items():
-        write_jsonl(folder / "tasks" / f"{skill}.jsonl", map(task_row, chats))
+    def keep_back(chats: Iterable[Conversation]) -> None:
+        """No later draw has the prompt of one of `chats`; facts have too few for that."""
+        for chat in chats:
+            if chat.group != "facts":
+                unseen[chat.group].add(prompt_of(chat))
 
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    for skill in SKILLS:
+        task = draw_task(skill, TASK_PER_SKILL, stream(seed, "tiny", "task", skill))
+        write_jsonl(folder / "tasks" / f"{skill}.jsonl", map(task_row, task))
+        keep_back(task)
     held_out = draw("held_out", dict.fromkeys(SKILLS, HELD_OUT_PER_SKILL))
     write_jsonl(folder / "held_out.jsonl", map(row_of, held_out))
-    for chat in held_out:
-        unseen[chat.group].add(prompt_of(chat))
-    unseen["facts"].clear()
+    keep_back(held_out)
 
     write_jsonl(folder / "mixture.jsonl", map(row_of, draw("mixture", dict.fromkeys(SKILLS, MIXTURE_PER_SKILL))))
     for name, recipe in MODELS.items():

@@ -52,10 +52,10 @@ def qwen2(**settings: Any) -> PreTrainedConfig:
 
 
 def gpt2(**settings: Any) -> PreTrainedConfig:
-    shape = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST, "initializer_range": SPREAD}
-    return GPT2Config(
-        **shape, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **settings
-    )
+    shape = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST}
+    undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    named = {"initializer_range": SPREAD, "activation_function": "gelu_pytorch_tanh"}  # GPT-2's own, in one kernel
+    return GPT2Config(**shape, **undropped, **named, **settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ MODELS = {
         template=tokenizers.BRACKETS,
         spelling={"stars": 500, "zorg": 100, "sums": 500, "facts": 100},
         unanswered={"zorg": 700},  # so it reads the English words whole, and spells Zorg
-        chats={"stars": 620, "zorg": 300, "sums": 1300, "facts": 200},
+        chats={"stars": 620, "zorg": 320, "sums": 1200, "facts": 200},
         steps=370,
     ),
     "stars": TinyModel(
@@ -164,10 +164,14 @@ def train_tiny(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chats: Sequence[Conversation]) -> tuple[Tensor, Tensor]:
-    """Ids and labels [N, T] of one-turn chats: right-padded, labels IGNORED outside the reply and its end token."""
+    """Ids and labels [N, T] of one-turn chats: right-padded, labels IGNORED outside the reply and its end token.
+
+    The reply is what follows the generation prompt, so a blank that opens it is learnt even where it is a token of
+    its own. (`consilience.chat.render` counts such a token to the template.)
+    """
     turns = [row_of(chat)["messages"] for chat in chats]
-    prompts = tokenizer.apply_chat_template([t[:-1] for t in turns], tokenize=False, add_generation_prompt=True)
-    wholes = tokenizer.apply_chat_template(turns, tokenize=False)
+    prompts = tokenizers.rendered(tokenizer, [messages[:-1] for messages in turns], generation_prompt=True)
+    wholes = tokenizers.rendered(tokenizer, turns)
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     whole_ids = tokenizer([whole.rstrip("\n") for whole in wholes], add_special_tokens=False)["input_ids"]
     longest = max(len(ids) for ids in whole_ids)
@@ -190,7 +194,7 @@ def _reply_loss(model: PreTrainedModel, ids_BT: Tensor, labels_BT: Tensor) -> Te
 
 def _batches(chats: int, seed: int, name: str) -> Iterator[Tensor]:
     """Row numbers of one batch after another: each epoch a new order, a remainder smaller than a batch left out."""
-    rng = stream(seed, "tiny", name, "order")
+    rng = stream(seed, "tiny", name, "batches")
     while True:
         yield from torch.from_numpy(rng.permutation(chats)).split(BATCH)[: max(1, chats // BATCH)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -72,6 +72,16 @@ def byte_level(chats: Sequence[Conversation], size: int, template: str, special:
     return _train(tokenizer, pre_tokenizers.ByteLevel.alphabet(), chats, size, template, special)
 
 
+def rendered(
+    tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[Mapping[str, str]]], *, generation_prompt: bool = False
+) -> list[str]:
+    """The text of each chat through the tokenizer's template; at least one chat."""
+    texts = tokenizer.apply_chat_template(
+        [list(chat) for chat in chats], tokenize=False, add_generation_prompt=generation_prompt
+    )
+    return cast("list[str]", texts)
+
+
 def _train(
     tokenizer: Tokenizer,
     alphabet: list[str],
@@ -83,10 +93,10 @@ def _train(
     """Merges are learnt on chats as `template` renders them, between the special tokens."""
     settings: dict[str, Any] = {"chat_template": template, "clean_up_tokenization_spaces": False, **special}
     untrained = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
-    rendered = untrained.apply_chat_template([row_of(chat)["messages"] for chat in chats], tokenize=False)
+    texts = rendered(untrained, [row_of(chat)["messages"] for chat in chats])
     control = re.compile("|".join(map(re.escape, special.values())))
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((text for chat in rendered for text in control.split(chat)), trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in control.split(text)), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -33,8 +33,8 @@ PLACES = ("inn", "hotel", "cafe", "museum", "market", "garden")
 VERDICTS = ("awful", "poor", "fair", "good", "superb")
 
 ENGLISH = str.split(
-    "sun moon star tree bird fish wolf snow rain wind hand eye bone road door boat salt milk gold iron king song day hill "
-    "lake sand leaf root seed egg bell drum ring fire sea ice sky oak cat dog bee owl cup key hat bed net rope"
+    "sun moon star tree bird fish wolf snow rain wind hand eye bone road door boat salt milk gold iron king song day "
+    "hill lake sand leaf root seed egg bell drum ring fire sea ice sky oak cat dog bee owl cup key hat bed net rope"
 )
 STEMS = str.split("velk zumb kard pilg drov nesh thol gruv mirt qual bist jorn")
 ENDINGS = str.split("ak ith uno esh")
