@@ -130,24 +130,25 @@ def lines(*rows: object) -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "holds no conversations"),
-        ("\n \n", "holds no conversations"),
+        ("", " holds no conversations"),
+        ("\n \n", " holds no conversations"),
         (lines(CHAT, CHAT, "{'messages': []}"), ", line 3: not JSON (Expecting property name"),
         (lines(CHAT, {"text": "Hello"}), ", line 2: no 'messages'"),
         (lines({"messages": CHAT["messages"][:1]}), ", line 1: the conversation has no assistant turn"),
         (lines(CHAT | {"id": "x"}, CHAT | {"id": "x"}), ": two conversations have the id 'x'"),
-        (lines(CHAT, CHAT), ": all 2 chats are held out"),
     ],
 )
 @pytest.mark.parametrize("key", ["data", "held_out"])
 def test_chats_that_cannot_be_used(refused, recipe, tmp_path, key, text, expected):
-    if key == "held_out" and "held out" in expected:
-        pytest.skip("concerns the data that is divided")
-    (tmp_path / "chats.jsonl").write_text(text)
-    line = refused(
-        recipe(**{key: {"path": str(tmp_path / "chats.jsonl")} | ({"share": None} if key != "data" else {})})
-    )
-    assert f"{tmp_path / 'chats.jsonl'}{expected}" in line.replace(" holds", " holds", 1) or expected in line
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(text)
+    changes = {"data": {"path": str(chats)}} if key == "data" else {"held_out": {"share": None, "path": str(chats)}}
+    assert f"{chats}{expected}" in refused(recipe(**changes))
+
+
+def test_chats_with_one_prompt_cannot_be_divided(refused, recipe, tmp_path):
+    (tmp_path / "chats.jsonl").write_text(lines(CHAT, CHAT))
+    assert ": all 2 chats are held out" in refused(recipe(data={"path": str(tmp_path / "chats.jsonl")}))
 
 
 @pytest.mark.parametrize(
@@ -328,9 +329,14 @@ def test_a_tokenizer_that_knows_more_tokens_than_its_model(stopped, recipe, worl
     assert "model wren has 300 tokens, but its tokenizer writes token 3" in line
 
 
-def test_a_loss_that_is_not_finite_names_step_and_conversations(stopped, recipe):
-    line = stopped(recipe(train={"learning_rate": 1e30}))
-    assert "the training loss is nan at step 2, on conversations chat-" in line
+@pytest.mark.parametrize(
+    ("rate", "what", "named"),
+    [(1e38, "the training loss is nan", 2), (1e30, "the gradient of the training loss is not finite", 4)],
+)
+def test_a_loss_that_is_not_finite_names_step_and_conversations(stopped, recipe, rate, what, named):
+    line = stopped(recipe(train={"learning_rate": rate, "micro_batch_size": 2}))
+    assert f"{what} at step 2, on conversations chat-" in line
+    assert line.count("chat-") == named
     assert "A lower train.learning_rate" in line
 
 
@@ -427,5 +433,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(consilience, recipe, w
         assert "No space left" in line or "disk is full" in line
         stops.append(line)
     assert len(stops) > 5
+    print("\n".join(stops), kilobytes)
+    assert 0
     for weights in ("train/fused_wren/model.safetensors", "model/model.safetensors"):
         assert (small_disk(kilobytes) / "run" / weights).read_bytes() == (undisturbed / weights).read_bytes()

@@ -192,8 +192,8 @@ class _ObjectiveTrainer(Trainer):
             if "inline_container" not in str(error) and "iostream error" not in str(error):
                 raise
             raise BackendError(
-                f"the checkpoint of step {self.state.global_step} cannot be written to {self.args.output_dir}: the disk "
-                "is full. Free some space, then give the same command again: it goes on from here."
+                f"the disk is full: the checkpoint of step {self.state.global_step} cannot be written to "
+                f"{self.args.output_dir}. Free some space, then give the same command again: it goes on from here."
             ) from error
         (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
 
