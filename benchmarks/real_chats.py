@@ -133,14 +133,22 @@ MAKERS = {
 SOURCES = [name for name in MAKERS if name != "pivot"]
 
 
-def chats_of(folder: Path, chat_model: str, limit: int | None) -> list[Conversation]:
-    """The real chats of one chat model, one per prompt, in the order of the prompts."""
-    with gzip.open(folder / f"{chat_model}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [
-        Conversation(f"{chat_model}/{i}", tuple(Message(**turn) for turn in row["messages"]), chat_model)
-        for i, row in enumerate(rows[:limit])
-    ]
+def read_chats(folder: Path, longest: int | None, limit: int | None) -> dict[str, list[Conversation]]:
+    """By model, its chat model's real chats, one per prompt; only prompts that every reply to is short enough."""
+    chats = {}
+    for name, maker in MAKERS.items():
+        with gzip.open(folder / f"{maker.chat_model}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            turns = [json.loads(line)["messages"] for line in lines]
+        chats[name] = [
+            Conversation(f"{maker.chat_model}/{i}", tuple(Message(**turn) for turn in chat), maker.chat_model)
+            for i, chat in enumerate(turns)
+        ]
+    short = [i for i, row in enumerate(zip(*chats.values())) if longest is None or max(map(size_of, row)) <= longest]
+    return {name: [mine[i] for i in short[:limit]] for name, mine in chats.items()}
+
+
+def size_of(chat: Conversation) -> int:
+    return sum(len(message.content.encode()) for message in chat.messages)
 
 
 def make_tokenizer(name: str, chats: list[Conversation], tokenizers: Path) -> None:
@@ -251,6 +259,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizers", type=Path, help="where the tokenizers are, or are put (default: in --out)")
     parser.add_argument("--prompts", type=int, help="use only so many prompts")
+    parser.add_argument("--longest", type=int, help="use only prompts whose chats have at most so many bytes")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=1024)
@@ -269,7 +278,7 @@ def main() -> None:
     tokenizers = args.tokenizers or args.out / "tokenizers"
     args.out.mkdir(parents=True, exist_ok=True)
 
-    chats = {name: chats_of(args.chats, maker.chat_model, args.prompts) for name, maker in MAKERS.items()}
+    chats = read_chats(args.chats, args.longest, args.prompts)
     prompts = stream(args.seed, "prompts").permutation(len(chats["pivot"])).tolist()
     a, b = round(0.6 * len(prompts)), round(0.85 * len(prompts))
     scratch, fuse, held_out = prompts[:a], prompts[a:b], prompts[b:]

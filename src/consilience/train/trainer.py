@@ -16,12 +16,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError
+from consilience.run import write_json
 
 Batch = Mapping[str, Any]
 # Sums, not means, over the batch's positions: "loss", and whatever else is worth a curve.
 Objective = Callable[[torch.nn.Module, Batch], dict[str, torch.Tensor]]
 
-WHOLE = "whole"  # the file that marks a checkpoint as completely written
+# Marks a checkpoint as completely written; holds the sums since the curve's last point, which Trainer does not save.
+WHOLE = "whole.json"
 
 
 class LoraSettings(Settings):
@@ -97,7 +99,11 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.objective = objective
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    checkpoint = _last_whole(checkpoints)
+    if checkpoint:
+        since_last_point = json.loads((checkpoint / WHOLE).read_text())
+        trainer.sums, trainer.positions = since_last_point["sums"], since_last_point["positions"]
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained: Any = trainer.model
     if settings.lora:
         trained = trained.merge_and_unload()
@@ -152,8 +158,8 @@ class _ObjectiveTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # `shift_labels` are counted over all micro-batches of a step
         self.add_callback(_FiniteGradients(self._refuse))
-        self._sums: dict[str, float] = {}
-        self._positions = 0.0
+        self.sums: dict[str, float] = {}
+        self.positions = 0.0
         self._step, self._names = -1, [""]  # the conversations of the optimizer step in the making
 
     def compute_loss(
@@ -168,8 +174,8 @@ class _ObjectiveTrainer(Trainer):
         if not torch.isfinite(loss):
             self._refuse(f"the training loss is {loss.item()}", names)
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        self._positions += float((inputs["shift_labels"] != -100).sum())
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.positions += float((inputs["shift_labels"] != -100).sum())
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def _refuse(self, what: str, names: Sequence[str] = ()) -> NoReturn:
@@ -179,9 +185,9 @@ class _ObjectiveTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._positions:
-            logs |= {name: value / self._positions for name, value in self._sums.items()}
-            self._sums, self._positions = {}, 0.0
+        if "loss" in logs and self.positions:
+            logs |= {name: value / self.positions for name, value in self.sums.items()}
+            self.sums, self.positions = {}, 0.0
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -195,7 +201,8 @@ class _ObjectiveTrainer(Trainer):
                 f"the disk is full: the checkpoint of step {self.state.global_step} cannot be written to "
                 f"{self.args.output_dir}. Free some space, then give the same command again: it goes on from here."
             ) from error
-        (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        write_json(checkpoint / WHOLE, {"sums": self.sums, "positions": self.positions})
 
 
 class _FiniteGradients(TrainerCallback):
@@ -217,9 +224,11 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), math.nan)
         self.on_step(state.global_step, state.max_steps, loss)
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # Trainer, resumed after its last step, takes one step more
 
 
-def _last_whole(checkpoints: Path) -> str | None:
+def _last_whole(checkpoints: Path) -> Path | None:
     """The newest checkpoint; those that a killed run left half written are removed."""
     whole = []
     for checkpoint in checkpoints.glob("checkpoint-*"):
@@ -227,7 +236,7 @@ def _last_whole(checkpoints: Path) -> str | None:
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))) if whole else None
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
 
 
 def _record(entry: Mapping[str, Any]) -> StepRecord:

@@ -175,7 +175,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, chats: Sequence[Conversation]) ->
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     whole_ids = tokenizer([whole.rstrip("\n") for whole in wholes], add_special_tokens=False)["input_ids"]
     longest = max(len(ids) for ids in whole_ids)
-    ids_NT = torch.full((len(chats), longest), tokenizer.pad_token_id)
+    # Any token will do behind the last label; at a pad token transformers asks for an attention mask.
+    ids_NT = torch.full((len(chats), longest), tokenizer.eos_token_id)
     labels_NT = torch.full_like(ids_NT, IGNORED)
     for row, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids)):
         ids_NT[row, : len(whole)] = torch.tensor(whole)

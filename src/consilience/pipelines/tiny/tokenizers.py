@@ -73,12 +73,10 @@ def byte_level(chats: Sequence[Conversation], size: int, template: str, special:
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[Mapping[str, str]]], *, generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerFast, chats: list[list[dict[str, str]]], *, generation_prompt: bool = False
 ) -> list[str]:
     """The text of each chat through the tokenizer's template; at least one chat."""
-    texts = tokenizer.apply_chat_template(
-        [list(chat) for chat in chats], tokenize=False, add_generation_prompt=generation_prompt
-    )
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=generation_prompt)
     return cast("list[str]", texts)
 
 
