@@ -1,0 +1,81 @@
+"""Scores and replies against plain transformers, one sequence at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from consilience.errors import BackendError
+from consilience.models import load_model, sample_greedily, score_replies
+
+NAMES = ["pivot", "wren", "finch"]
+
+
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest, world: Path) -> Path:
+    return world / str(request.param)
+
+
+def texts(folder: Path) -> list[np.ndarray]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = ["one two three", "a", "the quick brown fox jumps", "zz zz zz zz zz zz", "to be"]
+    return [np.array(tokenizer(text)["input_ids"] + tokenizer("!?")["input_ids"], dtype=np.int32) for text in words]
+
+
+def test_scores_are_those_of_single_forward_passes(folder: Path) -> None:
+    ids = texts(folder)
+    positions = [np.arange(1, len(one)) for one in ids]
+    chat_model = load_model(folder)
+    scored = dict(score_replies(chat_model, ids, positions, top_k=4, batch_tokens=24))
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    for index, one in enumerate(ids):
+        with torch.no_grad():
+            logits = plain(torch.tensor(one[None].astype(np.int64))).logits[0, :-1]
+        logprobs = torch.log(torch.softmax(logits.double(), -1)).numpy()
+        assert scored[index].gold_logprobs_N == pytest.approx(logprobs[np.arange(len(one) - 1), one[1:]], abs=1e-4)
+        best = np.sort(logprobs, axis=1)[:, :-5:-1]
+        assert scored[index].logprobs_NK == pytest.approx(best, abs=1e-4)
+        at_ids = np.take_along_axis(logprobs, scored[index].ids_NK.astype(np.int64), 1)
+        assert at_ids == pytest.approx(best, abs=1e-4)
+
+
+def test_only_the_positions_asked_for_are_scored(folder: Path) -> None:
+    ids = texts(folder)
+    chat_model = load_model(folder)
+    whole = dict(score_replies(chat_model, ids, [np.arange(1, len(one)) for one in ids]))
+    some = dict(score_replies(chat_model, ids, [np.array([1, len(one) - 1]) for one in ids]))
+    for index in whole:
+        assert some[index].gold_logprobs_N == pytest.approx(whole[index].gold_logprobs_N[[0, -1]], abs=1e-5)
+
+
+def test_greedy_replies_are_generates_own(folder: Path) -> None:
+    ids = texts(folder)
+    chat_model = load_model(folder)
+    replies = {index: reply for index, reply, _ in sample_greedily(chat_model, ids, max_new_tokens=6, batch_size=3)}
+    tokenizer, plain = chat_model.tokenizer, AutoModelForCausalLM.from_pretrained(folder)
+    for index, one in enumerate(ids):
+        prompt = torch.tensor(one[None].astype(np.int64))
+        with torch.no_grad():
+            out = plain.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False)
+        assert replies[index] == tokenizer.decode(out[0, len(one) :], skip_special_tokens=True)
+
+
+def test_a_reply_that_does_not_end_is_marked(world: Path) -> None:
+    ids = texts(world / "pivot")[:1]
+    [(_, _, cut_off)] = sample_greedily(load_model(world / "pivot"), ids, max_new_tokens=1)
+    end = load_model(world / "pivot").tokenizer.eos_token_id
+    model = AutoModelForCausalLM.from_pretrained(world / "pivot")
+    with torch.no_grad():
+        first = model(torch.tensor(ids[0][None].astype(np.int64))).logits[0, -1].argmax().item()
+    assert cut_off == (first != end)
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BackendError, match="cannot load") as refused:
+        load_model(tmp_path)
+    assert "\n" not in str(refused.value)
