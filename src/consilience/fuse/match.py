@@ -162,6 +162,6 @@ def _tokens(
 ) -> list[tuple[str, bool]]:
     texts = [token_bytes[id_] if id_ < len(token_bytes) else None for id_ in shard.gold_ids_N[at]]
     return [
-        ("⏹" if text is None else text.decode(errors="replace"), bool(matched))
+        ("‹end›" if text is None else text.decode(errors="replace"), bool(matched))
         for text, matched in zip(texts, partnered[at], strict=True)
     ]
