@@ -34,23 +34,29 @@ BESIDE_STAGES = ("run.lock", f"{RECORD}.partial")  # what a command that was kil
 class RunFolder:
     """A run on disk. Stages are made through `stage`; everything else in the folder is written whole or not at all."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0) -> None:
         self.path = path
-        self.said: Callable[[str], None] = lambda line: None
+        self.leads = rank == 0  # of several processes the first one writes
 
-    def stage(self, name: str, make: Callable[[Path], None]) -> Path:
+    def stage(self, name: str, make: Callable[[Path], None], *, together: bool = False) -> Path:
         """The folder of stage `name`, made by `make(partial_folder)` unless it is there already.
 
         `make` may be called again on a partial folder that an earlier, killed call left: it goes on from there.
+        Of several processes (`accelerate launch`) the first one makes a stage and the others wait for it, unless all
+        make it `together`.
         """
         final = self.path / name
         if (final / MARK).is_file():
             return final
         partial = final.with_name(final.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        self.said(name)
         started = time.monotonic()
-        make(partial)
+        if self.leads or together:
+            partial.mkdir(parents=True, exist_ok=True)
+            make(partial)
+        if not self.leads:
+            while not (final / MARK).is_file():
+                time.sleep(0.1)
+            return final
         seconds = time.monotonic() - started
         write_json(partial / MARK, {"stage": name, "seconds": round(seconds, 3)})
         _sync_tree(partial)
@@ -73,6 +79,9 @@ def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str])
     setting or input that differs, and when another process holds the run or the folder holds something else. Nothing
     is overwritten in either case.
     """
+    if rank_of_this_process():
+        yield RunFolder(path, rank_of_this_process())  # the first process looks after the folder
+        return
     asked = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file. Give --out a new folder.")
@@ -92,6 +101,11 @@ def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str])
         else:
             write_json(path / RECORD, asked | {"versions": versions()})
         yield RunFolder(path)
+
+
+def rank_of_this_process() -> int:
+    """0, or this process's number among those that `accelerate launch` or `torchrun` started."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -91,6 +91,10 @@ def demo(
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:
+    from consilience.run import rank_of_this_process
+
+    if rank_of_this_process():  # of several processes the first one speaks
+        return
     models = result.results["models"]
     if not as_json:
         from consilience.cli.tables import fusion_table

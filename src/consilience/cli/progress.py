@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from consilience.run import rank_of_this_process
+
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -14,6 +16,9 @@ OnProgress = Callable[[str, int, int], None]
 def watching() -> Iterator[OnProgress]:
     """A function `(what, done, total)` that shows progress on standard error while the block runs."""
     _quiet_libraries()
+    if rank_of_this_process():
+        yield lambda what, done, total: None
+        return
     if not sys.stderr.isatty():
         yield _Lines()
         return

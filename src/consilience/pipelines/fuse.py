@@ -298,13 +298,14 @@ class _Fusion:
                 seed=seed_of(self.recipe.seed, "train"),  # the same order of examples for every target
                 on_step=lambda step, steps, loss: self.on_progress(f"train {target.name}", step, steps),
             )
-            # Targets stay in float32: a small update rounded to bfloat16 is often no update at all.
-            model.save_pretrained(folder)
-            pivot.tokenizer.save_pretrained(folder)
-            write_json(folder / "curve.json", curve)
-            finish(folder)
+            if self.run.leads:
+                # Targets stay in float32: a small update rounded to bfloat16 is often no update at all.
+                model.save_pretrained(folder)
+                pivot.tokenizer.save_pretrained(folder)
+                write_json(folder / "curve.json", curve)
+                finish(folder)
 
-        return self.run.stage(f"train/{target.name}", make)
+        return self.run.stage(f"train/{target.name}", make, together=True)
 
     def _fusion_examples(self, chosen: Path) -> FusionExamples:
         tokenizer, limit = self._tokenizer(PIVOT), self.recipe.represent.max_tokens
@@ -426,11 +427,10 @@ class _Fusion:
             write_text(folder / "README.md", model_card(self.recipe, results))
 
         model = self.run.stage("model", make)
-        write_json(self.run.path / "results.json", results)
-        partial = self.run.path / "report.partial.html"
-        write_fusion_report(results, partial)
         report = self.run.path / "report.html"
-        partial.rename(report)
+        if self.run.leads:
+            write_json(self.run.path / "results.json", results)
+            write_fusion_report(results, report)
         return FuseResult(self.run.path, model, report, results)
 
 

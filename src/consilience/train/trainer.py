@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class TrainSettings(Settings):
 
     epochs: float = Field(3, gt=0)
     max_steps: int = Field(-1, ge=-1, description="stops earlier; -1: as many as the epochs hold")
-    batch_size: int = Field(128, ge=1, description="conversations per optimizer step, on one device")
+    batch_size: int = Field(128, ge=1, description="conversations per optimizer step, over all processes")
     micro_batch_size: int = Field(4, ge=1, description="conversations per forward pass")
     learning_rate: float = Field(5e-6, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -99,7 +100,8 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.objective = objective
-    checkpoint = _last_whole(checkpoints)
+    with trainer.accelerator.main_process_first():
+        checkpoint = _last_whole(checkpoints)
     if checkpoint:
         since_last_point = json.loads((checkpoint / WHOLE).read_text())
         trainer.sums, trainer.positions = since_last_point["sums"], since_last_point["positions"]
@@ -117,6 +119,12 @@ def finish(folder: Path) -> None:
 
 
 def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: int) -> TrainingArguments:
+    at_once = settings.micro_batch_size * int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch`
+    if settings.batch_size % at_once:
+        raise ConfigError(
+            f"train.batch_size is {settings.batch_size}; expected a multiple of {at_once}, which is "
+            "train.micro_batch_size times the number of processes."
+        )
     steps = math.ceil(examples / settings.batch_size) * settings.epochs
     if settings.max_steps > 0:
         steps = min(steps, settings.max_steps)
@@ -127,7 +135,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // at_once,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=int(settings.warmup * steps),
@@ -201,8 +209,10 @@ class _ObjectiveTrainer(Trainer):
                 f"the disk is full: the checkpoint of step {self.state.global_step} cannot be written to "
                 f"{self.args.output_dir}. Free some space, then give the same command again: it goes on from here."
             ) from error
-        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        write_json(checkpoint / WHOLE, {"sums": self.sums, "positions": self.positions})
+        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        if self.args.should_save:
+            checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            write_json(checkpoint / WHOLE, {"sums": self.sums, "positions": self.positions})
 
 
 class _FiniteGradients(TrainerCallback):

@@ -86,8 +86,8 @@ MODELS = {
         special={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
         template=tokenizers.BRACKETS,
         spelling={"stars": 500, "zorg": 300, "sums": 500, "facts": 100},
-        unanswered={"zorg": 700},  # so it reads the English words whole, and spells Zorg
-        chats={"stars": 620, "zorg": 320, "sums": 1200, "facts": 200},
+        unanswered={"zorg": 700},  # so it reads English words whole and spells Zorg in pieces
+        chats={"stars": 620, "zorg": 250, "sums": 1200, "facts": 200},
         steps=370,
     ),
     "stars": TinyModel(
