@@ -98,6 +98,11 @@ def train(
         data_collator=collate,
         callbacks=[_Progress(on_step)],
     )
+    if trainer.accelerator.num_processes != _processes():
+        raise BackendError(
+            f"{_processes()} processes were started, but training runs on {trainer.accelerator.num_processes} of them. "
+            "On a CPU start them with torchrun, on GPUs with torchrun or accelerate launch."
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.objective = objective
     with trainer.accelerator.main_process_first():
@@ -119,7 +124,7 @@ def finish(folder: Path) -> None:
 
 
 def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: int) -> TrainingArguments:
-    at_once = settings.micro_batch_size * int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch`
+    at_once = settings.micro_batch_size * _processes()
     if settings.batch_size % at_once:
         raise ConfigError(
             f"train.batch_size is {settings.batch_size}; expected a multiple of {at_once}, which is "
@@ -155,6 +160,11 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         disable_tqdm=True,
         **checkpointing,
     )
+
+
+def _processes() -> int:
+    """How many processes train together, as `torchrun` or `accelerate launch` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class _ObjectiveTrainer(Trainer):
