@@ -9,7 +9,7 @@ import numpy as np
 
 from consilience.chat import render
 from consilience.errors import DataError
-from consilience.models import ChatModel, score_replies
+from consilience.models import ChatModel, context_of, score_replies
 from consilience.records import Conversation
 
 
@@ -41,9 +41,10 @@ def held_out_likelihood(
     """One record per conversation, in order, under the model's own chat template."""
     records: list[ReplyLikelihood | None] = []
     ids, positions, texts = [], [], []
+    longest = context_of(chat_model.model, max_tokens)
     for chat in conversations:
         try:
-            one = render(chat_model.tokenizer, chat.messages, max_tokens=max_tokens)
+            one = render(chat_model.tokenizer, chat.messages, max_tokens=longest)
         except DataError as error:
             records.append(_not_scored(chat, str(error)))
             continue

@@ -25,7 +25,7 @@ from consilience.align import text_keys
 from consilience.chat import Rendered, render
 from consilience.config import Settings
 from consilience.errors import ConfigError, DataError
-from consilience.models import ChatModel, score_replies
+from consilience.models import ChatModel, context_of, score_replies
 from consilience.records import Conversation
 from consilience.run import write_json
 
@@ -93,6 +93,11 @@ class Representation:
         """Rows of the model's head."""
         return int(self.manifest["vocabulary_size"])
 
+    @property
+    def max_tokens(self) -> int:
+        """Where longer conversations were cut: the limit asked for, or the model's context."""
+        return int(self.manifest["max_tokens"])
+
     def shard(self, index: int) -> Shard:
         """Shard number `index`."""
         return Shard(**load_file(self.folder / _shard_name(index)))
@@ -145,6 +150,7 @@ def represent(
             "vocabulary_size": chat_model.vocabulary_size,
             "template": settings.template,
             "top_k": settings.top_k,
+            "max_tokens": context_of(chat_model.model, settings.max_tokens),
             "dtype": settings.dtype,
             "conversations": len(conversations),
             "shards": shards,
@@ -173,11 +179,10 @@ def _render_all(
     """Every conversation as the model reads it, None where it cannot; and why not, by conversation id."""
     rendered: list[Rendered | None] = []
     aside = {}
+    longest = context_of(chat_model.model, settings.max_tokens)
     for chat in chunk:
         try:
-            one = render(
-                chat_model.tokenizer, chat.messages, chat_template=chat_template, max_tokens=settings.max_tokens
-            )
+            one = render(chat_model.tokenizer, chat.messages, chat_template=chat_template, max_tokens=longest)
         except DataError as error:
             rendered.append(None)
             aside[chat.id] = str(error)

@@ -15,6 +15,12 @@ from consilience.errors import BackendError, pick
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def context_of(model: Any, tokens: int) -> int:
+    """`tokens`, or the positions that the model has where they are fewer."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(tokens, positions) if positions else tokens
+
+
 @dataclass(frozen=True)
 class ChatModel:
     """A causal language model, ready to score and to sample, and the tokenizer that goes with it."""

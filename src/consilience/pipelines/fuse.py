@@ -308,7 +308,7 @@ class _Fusion:
         return self.run.stage(f"train/{target.name}", make, together=True)
 
     def _fusion_examples(self, chosen: Path) -> FusionExamples:
-        tokenizer, limit = self._tokenizer(PIVOT), self.recipe.represent.max_tokens
+        tokenizer, limit = self._tokenizer(PIVOT), self.representations[PIVOT].max_tokens
 
         @functools.lru_cache(maxsize=100_000)
         def rendered(index: int) -> Rendered:
@@ -325,7 +325,7 @@ class _Fusion:
         return learnt
 
     def _sampled_examples(self, replies: Sequence[Conversation]) -> SupervisedExamples:
-        tokenizer, limit = self._tokenizer(PIVOT), self.recipe.represent.max_tokens
+        tokenizer, limit = self._tokenizer(PIVOT), self.representations[PIVOT].max_tokens
         rendered = [render(tokenizer, chat.messages, max_tokens=limit) for chat in replies]
         return SupervisedExamples([chat.id for chat in replies], rendered)
 
