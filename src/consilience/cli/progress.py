@@ -27,6 +27,7 @@ def watching() -> Iterator[OnProgress]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -42,14 +43,17 @@ def watching() -> Iterator[OnProgress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, rate="")
             bars.update(tasks[what], completed=done, total=total)
-            speed = bars.tasks[tasks[what]].speed
-            bars.update(tasks[what], rate=f"{speed:.0f}/s" if speed and speed >= 1 else "")
+            task = next(task for task in bars.tasks if task.id == tasks[what])
+            bars.update(task.id, rate=f"{task.speed:.0f}/s" if task.speed and task.speed >= 1 else "")
+            if done >= total:  # a finished bar becomes a line above: a long run has more of them than a screen has rows
+                bars.print(f"{what:<24} {total} in {task.elapsed or 0:.1f} s")
+                bars.remove_task(tasks.pop(what))
 
         yield show
 

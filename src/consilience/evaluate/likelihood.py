@@ -40,6 +40,7 @@ def held_out_likelihood(
 ) -> list[ReplyLikelihood]:
     """One record per conversation, in order, under the model's own chat template."""
     records: list[ReplyLikelihood | None] = []
+    on_progress(0, len(conversations))
     ids, positions, texts = [], [], []
     longest = context_of(chat_model.model, max_tokens)
     for chat in conversations:

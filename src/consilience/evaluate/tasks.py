@@ -130,6 +130,7 @@ def answer_questions(
     rule = pick(MATCHES, settings.match, "match rule")
     prompts = [render_prompt(chat_model.tokenizer, question.messages) for question in questions]
     answers: dict[int, Answer] = {}
+    on_progress(0, len(questions))
     replies = sample_greedily(chat_model, prompts, max_new_tokens=settings.max_new_tokens)
     for index, reply, cut_off in replies:
         question = questions[index]

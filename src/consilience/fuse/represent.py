@@ -124,6 +124,7 @@ def represent(
     refuse_top_k(settings, chat_model.name, chat_model.vocabulary_size)
     set_aside: dict[str, str] = {}
     shards = []
+    on_progress(0, len(conversations))
     step = settings.shard_conversations
     for index, first in enumerate(range(0, len(conversations), step)):
         chunk = conversations[first : first + step]
