@@ -44,7 +44,14 @@ def representation(folder: Path, rows: list[tuple[int, int, int, int, float, dic
     save_file(arrays, folder / "shard-00000.safetensors")
     write_json(
         folder / "manifest.json",
-        {"model": folder.name, "vocabulary_size": 3, "max_tokens": 99, "conversations": 2, "shards": ["shard-00000"], "set_aside": {}},
+        {
+            "model": folder.name,
+            "vocabulary_size": 3,
+            "max_tokens": 99,
+            "conversations": 2,
+            "shards": ["shard-00000"],
+            "set_aside": {},
+        },
     )
     return Representation(folder)
 
