@@ -85,9 +85,9 @@ def conversation_of(row: Any, *, where: str, index: int, group_key: str = "group
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn from it.")
     extra = {key: value for key, value in row.items() if key not in ("messages", "conversations", "id", group_key)}
-    id_ = row.get("id")
+    id_, group = row.get("id"), row.get(group_key)
     return Conversation(
-        id=str(index if id_ is None else id_), messages=messages, group=str(row.get(group_key) or ""), extra=extra
+        id=str(index if id_ is None else id_), messages=messages, group="" if group is None else str(group), extra=extra
     )
 
 

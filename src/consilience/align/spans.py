@@ -57,7 +57,8 @@ def align_spans(pivot_starts_P: Ints, pivot_ends_P: Ints, source_starts_S: Ints,
     """The alignment of two tokenizations of the same replies. Spans are `text_keys`, in reading order.
 
     A token without bytes (a dummy prefix, the first parts of a split that offsets cannot tell apart) matches nothing
-    and lies in no chunk. A chunk is the stretch between two neighbouring boundaries that both tokenizations share.
+    and lies in no chunk. A chunk is the stretch between two neighbouring boundaries that both tokenizations share, and
+    that both fill with tokens.
     """
     pivot_real = pivot_ends_P > pivot_starts_P
     source_real = source_ends_S > source_starts_S
@@ -72,10 +73,13 @@ def align_spans(pivot_starts_P: Ints, pivot_ends_P: Ints, source_starts_S: Ints,
         np.concatenate([pivot_starts_P[pivot_real], pivot_ends_P[pivot_real]]),
         np.concatenate([source_starts_S[source_real], source_ends_S[source_real]]),
     )
+    chunk_P = _chunks(pivot_starts_P, pivot_ends_P, pivot_real, shared)
+    chunk_S = _chunks(source_starts_S, source_ends_S, source_real, shared)
+    # Blanks that one model's template trims off a reply are a stretch with tokens on the other side only.
     return Alignment(
         source_P,
-        _chunks(pivot_starts_P, pivot_ends_P, pivot_real, shared),
-        _chunks(source_starts_S, source_ends_S, source_real, shared),
+        np.where(np.isin(chunk_P, chunk_S), chunk_P, np.int32(-1)),
+        np.where(np.isin(chunk_S, chunk_P), chunk_S, np.int32(-1)),
     )
 
 

@@ -52,15 +52,17 @@ def held_out_likelihood(
         if one.truncated:
             records.append(_not_scored(chat, "truncated"))
             continue
-        reply_bytes = np.array([len(reply.encode()) for reply in chat.replies])
-        at = np.flatnonzero(one.reply_T >= 0)
-        at = at[(at > 0) & (one.reply_starts_T[at] < reply_bytes[one.reply_T[at]])]
+        reply_bytes_T = np.array([len(reply.encode()) for reply in chat.replies])[one.reply_T]
+        at = np.flatnonzero((one.reply_T >= 0) & (one.reply_starts_T < reply_bytes_T))
+        at = at[at > 0]
         if not len(at):
             records.append(_not_scored(chat, "empty reply"))
             continue
         ids.append(one.ids_T)
         positions.append(at)
-        texts.append((len(records), chat, int((one.reply_ends_T[at] - one.reply_starts_T[at]).sum())))
+        # A last token may reach into what closes the reply, which counts as one byte more.
+        covered = np.minimum(one.reply_ends_T, reply_bytes_T) - one.reply_starts_T
+        texts.append((len(records), chat, int(covered[at].sum())))
         records.append(None)
     names = [chat.id for _, chat, _ in texts]
     scored = score_replies(chat_model, ids, positions, batch_tokens=batch_tokens, names=names)

@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     WRONG = "wrong"
     UNREADABLE = "unreadable"  # no answer of the expected kind in the reply
     CUT_OFF = "cut off"  # the reply did not end within max_new_tokens, and what there is is not correct
+    NOT_ASKED = "not asked"  # the model's chat template refuses the question
 
 
 Matching = Callable[[str, str], Outcome]
@@ -128,11 +129,18 @@ def answer_questions(
 ) -> list[Answer]:
     """The model's greedy reply to every question, in order, checked by the task's rule."""
     rule = pick(MATCHES, settings.match, "match rule")
-    prompts = [render_prompt(chat_model.tokenizer, question.messages) for question in questions]
+    prompts, asked = [], []
     answers: dict[int, Answer] = {}
-    on_progress(0, len(questions))
+    for index, question in enumerate(questions):
+        try:
+            prompts.append(render_prompt(chat_model.tokenizer, question.messages))
+            asked.append(index)
+        except DataError:
+            answers[index] = Answer(question.id, question.group, "", question.answer, Outcome.NOT_ASKED)
+    on_progress(len(answers), len(questions))
     replies = sample_greedily(chat_model, prompts, max_new_tokens=settings.max_new_tokens)
-    for index, reply, cut_off in replies:
+    for place, reply, cut_off in replies:
+        index = asked[place]
         question = questions[index]
         outcome = rule(reply, question.answer)
         if cut_off and outcome is not Outcome.CORRECT:

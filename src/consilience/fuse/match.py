@@ -68,7 +68,7 @@ def match(
     """Aligns `source` to `pivot` shard by shard, counts which tokens begin together, and writes both to `folder`.
 
     `pivot_bytes` and `source_bytes` give the text of every token (None: a control token). Raises `DataError` when
-    less than `settings.min_matched` of the pivot's positions find a partner.
+    none of the pivot's positions finds a partner, or less than `settings.min_matched` of them do.
     """
     shape = (source.vocabulary_size, pivot.vocabulary_size)
     counts = sparse.csr_array(shape, dtype=np.int64)
@@ -149,7 +149,7 @@ class _Tally:
     def refuse_below(self, least: float, source: str) -> None:
         total = int(self.positions.sum())
         share = int(self.matched.sum()) / max(total, 1)
-        if not total or share < least:
+        if not self.matched.any() or share < least:
             raise DataError(
                 f"source {source}: only {share:.1%} of the pivot's {total} reply positions begin where one of its own "
                 f"tokens begins; align.min_matched asks for {least:.1%}. Its chat template may rewrite the replies: "

@@ -183,18 +183,20 @@ def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
 def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:
     """AvgCE: the mean of all models' distributions, weighted by softmax(exp(-CE)) as published (FuseLLM's code).
 
-    CE is a model's loss on the conversation in nats per *pivot* token, so that tokenizers do not enter. At a position
-    where a source has no partner the weights are shared out among the others.
+    CE is a model's loss on the conversation in nats per *pivot* token, so that tokenizers do not enter; the pivot's is
+    pooled over what it shares with each source. At a position where a source has no partner the weights are shared out
+    among the others.
     """
     del group_of
     columns = len(pivot.conversation_N)
     loss_MP = np.zeros((1 + len(teachers), columns))
     present_MP = np.ones((1 + len(teachers), columns), dtype=bool)
     for number, teacher in enumerate(teachers, start=1):
-        size = np.maximum(teacher.evidence.positions, 1)
-        loss_MP[0] = (teacher.evidence.pivot_nats / size)[pivot.conversation_N]
-        loss_MP[number] = (teacher.evidence.source_nats / size)[pivot.conversation_N]
+        loss_MP[number] = _per_position([teacher.evidence.source_nats], [teacher.evidence])[pivot.conversation_N]
         present_MP[number] = teacher.taught_P
+    evidence = [teacher.evidence for teacher in teachers]
+    if teachers:
+        loss_MP[PIVOT] = _per_position([one.pivot_nats for one in evidence], evidence)[pivot.conversation_N]
     weight_MP = np.exp(np.exp(-loss_MP)) * present_MP
     weight_MP /= weight_MP.sum(0)
     own_ids_PJ, own_probs_PJ = _rows_of_pivot(pivot)
@@ -208,6 +210,12 @@ def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
     )
     merged = _add_up(ids_PJ, probs_PJ)
     return _targets(pivot, *merged, weight_MP.argmax(0), np.asarray(present_MP[1:].any(0)), settings)
+
+
+def _per_position(nats: Sequence[NDArray[np.float64]], evidence: Sequence[_Evidence]) -> NDArray[np.float64]:
+    """Nats per pivot position by conversation, pooled over the stretches of all `evidence`."""
+    pooled: NDArray[np.float64] = sum(nats) / np.maximum(sum(one.positions for one in evidence), 1)
+    return pooled
 
 
 FUSION_FUNCTIONS = {"min_ce": min_ce, "avg_ce": avg_ce}
@@ -224,13 +232,18 @@ def winning_sources(
 
 
 def _chunk_gain(pivot: Shard, teacher: Teacher) -> NDArray[np.float64]:
-    """Nats that the source is better on the chunk of every pivot position; minus infinity outside."""
+    """Nats per byte that the source is better on the chunk of every pivot position; minus infinity outside.
+
+    Per byte, because the chunks that two sources share with the pivot differ in length.
+    """
     chunk_P, chunk_S = teacher.alignment.chunk_P, teacher.alignment.chunk_S
-    chunks = int(chunk_P.max(initial=-1)) + 1
-    inside_P, inside_S = chunk_P >= 0, (chunk_S >= 0) & (chunk_S < chunks)
-    nats = np.bincount(chunk_P[inside_P], -pivot.gold_logprobs_N[inside_P], minlength=chunks)
-    nats -= np.bincount(chunk_S[inside_S], -teacher.shard.gold_logprobs_N[inside_S], minlength=chunks)
-    return np.where(inside_P, nats[chunk_P] if chunks else 0.0, -np.inf)
+    inside_P, inside_S = chunk_P >= 0, chunk_S >= 0
+    if not inside_P.any():
+        return np.full(len(chunk_P), -np.inf)
+    nats = np.bincount(chunk_P[inside_P], -pivot.gold_logprobs_N[inside_P])
+    nats -= np.bincount(chunk_S[inside_S], -teacher.shard.gold_logprobs_N[inside_S])
+    size = np.bincount(chunk_P[inside_P], (pivot.end_N - pivot.start_N)[inside_P])
+    return np.where(inside_P, (nats / np.maximum(size, 1))[chunk_P], -np.inf)
 
 
 def _rows_of_pivot(pivot: Shard) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -302,7 +315,8 @@ def _count_teachers(
     """Adds to `tally[group][teacher]` the positions that each teacher teaches; "unmatched" where it has no row."""
     called = np.array([*("pivot", *names), "gold"], dtype=object)  # GOLD is -1: the last
     teacher = called[targets.teacher_N.astype(np.int64)]
-    teacher = np.where((targets.teacher_N != GOLD) & (targets.fusion_weight_N == 0), "unmatched", teacher)
+    has_rows = targets.probs_NJ.any(1)
+    teacher = np.where((targets.teacher_N != GOLD) & ~has_rows, "unmatched", teacher)
     for conversation, name in zip(targets.conversation_N.tolist(), teacher.tolist(), strict=True):
         counts = tally.setdefault(groups[conversation], {})
         counts[name] = counts.get(name, 0) + 1

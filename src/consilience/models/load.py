@@ -35,8 +35,10 @@ class ChatModel:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
 
-def load_model(path: str | Path, *, name: str = "", dtype: str = "float32", code: bool = False) -> ChatModel:
-    """The chat model at `path` in evaluation mode, on the GPU where there is one.
+def load_model(
+    path: str | Path, *, name: str = "", dtype: str = "float32", code: bool = False, place: bool = True
+) -> ChatModel:
+    """The chat model at `path` in evaluation mode, on the GPU where there is one; on the CPU unless `place`.
 
     `code` allows the checkpoint's own Python code to run. Raises `BackendError` when it cannot be loaded, or lacks
     weights (which transformers would draw at random).
@@ -61,7 +63,8 @@ def load_model(path: str | Path, *, name: str = "", dtype: str = "float32", code
             f"cannot load the model {str(path)!r}: of its weights {len(unfit)} are missing or have another shape than "
             f"config.json says, {unfit[0]} among them. Get the model's files again."
         )
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if place and torch.cuda.is_available():
+        model.to("cuda")
     return ChatModel(name or str(path), model.eval(), tokenizer)
 
 

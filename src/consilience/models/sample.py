@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from consilience.models.load import ChatModel
+from consilience.models.load import ChatModel, context_of
 
 
 @torch.inference_mode()
@@ -22,12 +22,16 @@ def sample_greedily(
 ) -> Iterator[tuple[int, str, bool]]:
     """`(index, reply, cut_off)` for every prompt; `cut_off` says that the reply had not ended at `max_new_tokens`.
 
-    Greedy decoding with the model's own end-of-text tokens; special tokens are not part of the reply's text.
+    Greedy decoding with the model's own end-of-text tokens, without the penalties that its generation configuration
+    may name; special tokens are not part of the reply's text. Where the model's positions run out earlier, so do the
+    replies of that batch; a prompt that leaves no room has an empty reply that is cut off.
     """
     tokenizer = chat_model.tokenizer
     ends = end_ids(chat_model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     order = sorted(range(len(prompts_T)), key=lambda i: (len(prompts_T[i]), i))
+    while order and not _room(chat_model, prompts_T[order[-1]], max_new_tokens):
+        yield order.pop(), "", True
     device = next(chat_model.model.parameters()).device
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
@@ -41,12 +45,14 @@ def sample_greedily(
         output_BT = chat_model.model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=mask_BT.to(device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=_room(chat_model, prompts_T[batch[-1]], max_new_tokens),
             do_sample=False,
             num_beams=1,
             temperature=None,
             top_p=None,
             top_k=None,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             pad_token_id=pad,
             eos_token_id=ends or None,
         )
@@ -54,6 +60,11 @@ def sample_greedily(
             stops = [place for place, id_ in enumerate(reply) if id_ in ends]
             kept = reply[: stops[0]] if stops else reply
             yield index, tokenizer.decode(kept, skip_special_tokens=True), not stops
+
+
+def _room(chat_model: ChatModel, prompt_T: NDArray[np.int32], max_new_tokens: int) -> int:
+    """How many of `max_new_tokens` the model has positions for behind the prompt."""
+    return max(0, context_of(chat_model.model, len(prompt_T) + max_new_tokens) - len(prompt_T))
 
 
 def end_ids(chat_model: ChatModel) -> list[int]:

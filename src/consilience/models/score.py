@@ -41,8 +41,8 @@ def score_replies(
     """`(index, scores)` of every sequence, at the tokens whose places are given (all >= 1), shortest sequences first.
 
     Batches hold sequences of like length, at most `batch_tokens` tokens with padding, fewer under a large vocabulary.
-    `names` label the sequences in the error that is raised (`BackendError`) when a model answers with NaN or lacks
-    one of the tokens.
+    `names` label the sequences in the error that is raised (`BackendError`) when a model answers with NaN, or rules
+    out or lacks one of the tokens.
     """
     rows = chat_model.vocabulary_size
     for index, ids in enumerate(ids_T_of):
@@ -56,10 +56,11 @@ def score_replies(
     for batch in _batches([len(ids) for ids in ids_T_of], batch_tokens):
         scored = _score_batch(chat_model, [ids_T_of[i] for i in batch], [positions_N_of[i] for i in batch], top_k)
         for index, scores in zip(batch, scored, strict=True):
-            if np.isnan(scores.gold_logprobs_N).any():
+            if not np.isfinite(scores.gold_logprobs_N).all():
                 label = names[index] if names else str(index)
+                what = "NaN" if np.isnan(scores.gold_logprobs_N).any() else "a probability of zero"
                 raise BackendError(
-                    f"model {chat_model.name} gives NaN on conversation {label!r}. "
+                    f"model {chat_model.name} gives {what} on conversation {label!r}. "
                     "Its weights may be damaged, or need another dtype (--set represent.dtype=float32)."
                 )
             yield index, scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -34,18 +34,19 @@ Intervals: {level:g} %, over conversations and questions; they do not cover anot
 """
 
 
-def model_card(recipe: FuseRecipe, results: Mapping[str, Any]) -> str:
-    """README.md in the hub's format: front matter, provenance, measured numbers, the recipe."""
+def model_card(recipe: FuseRecipe, results: Mapping[str, Any], hub_names: Sequence[str]) -> str:
+    """README.md in the hub's format: front matter, provenance, measured numbers, the recipe.
+
+    `hub_names` are those of pivot and sources that are on the hub; a local folder's name would link to a stranger.
+    """
     models: Mapping[str, Any] = results["models"]
-    bases = [recipe.pivot, *recipe.sources.values()]
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["consilience", "knowledge-fusion", "merge"],
     }
-    hub_names = [name for name in bases if name.count("/") == 1 and not name.startswith((".", "/"))]
     if hub_names:
-        front["base_model"] = hub_names
+        front["base_model"] = [*hub_names]
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=recipe.title,

@@ -6,9 +6,10 @@ Every step is a stage of the run folder, made once; what a stage needs it reads 
 from __future__ import annotations
 
 import functools
+import gc
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from consilience.fuse import (
     FusionExamples,
     Match,
     Representation,
-    SelectSettings,
     SupervisedExamples,
     collate,
     fusion_objective,
@@ -42,12 +42,14 @@ from consilience.fuse import (
 from consilience.merge import merge_checkpoints
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, vocabulary_size
 from consilience.pipelines.card import model_card
+from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
 from consilience.pipelines.recipe import FuseRecipe, Places, target_of
 from consilience.pipelines.results import Evaluation, summarize
+from consilience.pipelines.targets import Target, targets_of
 from consilience.pipelines.tiny import make_tiny_world
-from consilience.records import Conversation, Message, conversation_of, read_conversations, write_jsonl
+from consilience.records import Conversation, Message, read_conversations, read_rows, row_of, write_jsonl
 from consilience.report import write_fusion_report
-from consilience.rng import seed_of, stream
+from consilience.rng import seed_of
 from consilience.run import RunFolder, fingerprint, open_run, write_json, write_text
 from consilience.train import train
 from consilience.train.trainer import finish
@@ -65,18 +67,6 @@ class FuseResult:
     model: Path
     report: Path
     results: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A copy of the pivot to be trained: on whose distributions, and how they are selected."""
-
-    name: str
-    sources: tuple[str, ...]
-    vocabulary: str
-    select: SelectSettings
-    loss: str
-    sampled: bool = False  # the sources' own replies take the place of the gold ones
 
 
 def fuse_recipe(
@@ -107,20 +97,18 @@ def _fingerprints(recipe: FuseRecipe, places: Places) -> dict[str, str]:
     found = {key: places.model(name) for key, name in models.items() if not places.is_made_here(name)}
     for key, name in files.items():
         file = places.file(name)
-        if places.is_made_here(name) or (key == "data" and not file.exists() and _is_data_set_name(name)):
+        if places.is_made_here(name) or (key == "data" and places.is_data_set(name)):
             continue
         if not file.is_file():
             raise DataError(f"{key}: no file {name!r}. Paths are relative to the recipe ({places.recipe_folder}).")
         found[key] = file
     prints = {key: fingerprint(file) for key, file in found.items()}
+    if places.is_data_set(recipe.data.path):
+        prints["data"] = fingerprint_of_data_set(recipe.data)
     same = [key for key in prints if key.startswith("sources.") and prints[key] == prints.get("pivot")]
     if same:
         raise ConfigError(f"{same[0]} is the pivot itself; a pivot cannot be its own source. Remove it.")
     return prints
-
-
-def _is_data_set_name(name: str) -> bool:
-    return name.count("/") <= 1 and not Path(name).suffix
 
 
 class _Fusion:
@@ -132,7 +120,7 @@ class _Fusion:
     def carry_out(self) -> FuseResult:
         if self.recipe.tiny is not None:
             self.run.stage("tiny", self._make_tiny)
-        self.train_chats, self.held_out = self._read_chats()
+        self.train_chats, self.held_out = read_chats(self.recipe, self.places)
         self.questions = {
             name: read_questions(self.places.file(task.path), match=task.match, limit=task.limit)
             for name, task in self.recipe.tasks.items()
@@ -143,7 +131,7 @@ class _Fusion:
         self._refuse_unusable()
         self.representations = {name: self._represent(name) for name in self.paths}
         self.matches = {name: self._align(name) for name in self.recipe.sources}
-        trained = {target.name: self._train(target) for target in self._targets()}
+        trained = {target.name: self._train(target) for target in targets_of(self.recipe)}
         pairwise = [trained[target_of(source)] for source in self.recipe.sources if self.recipe.targets.pairwise]
         merged = {name: self._merge(name, pairwise) for name in self.recipe.merges}
         self.paths |= trained | merged
@@ -161,32 +149,6 @@ class _Fusion:
             on_progress=lambda what, done, total: self.on_progress(f"tiny {what}", done, total),
         )
 
-    def _read_chats(self) -> tuple[list[Conversation], list[Conversation]]:
-        """Training and held-out chats; held out by prompt, so that no prompt is on both sides."""
-        data, held_out = self.recipe.data, self.recipe.held_out
-        file = self.places.file(data.path)
-        if file.is_file():
-            chats = read_conversations(file, group_key=data.group_key, limit=data.limit)
-        else:
-            chats = _from_data_set(data.path, data.split, data.group_key, data.limit)
-        _refuse_doubles(chats, data.path)
-        if held_out.path:
-            rest = read_conversations(
-                self.places.file(held_out.path), group_key=held_out.group_key, limit=held_out.limit
-            )
-            _refuse_doubles(rest, held_out.path)
-            return chats, rest
-        assert held_out.share is not None
-        prompts = sorted({chat.opening for chat in chats})
-        count = max(1, round(held_out.share * len(prompts)))
-        drawn = set(stream(self.recipe.seed, "held out").choice(len(prompts), count, replace=False).tolist())
-        kept_back = {prompt for index, prompt in enumerate(prompts) if index in drawn}
-        train_chats = [chat for chat in chats if chat.opening not in kept_back]
-        rest = [chat for chat in chats if chat.opening in kept_back][: held_out.limit]
-        if not train_chats:
-            raise DataError(f"{data.path}: all {len(chats)} chats are held out; lower held_out.share.")
-        return train_chats, rest
-
     def _refuse_unusable(self) -> None:
         """A model without weights, chat template or enough tokens is refused before hours are spent on the others."""
         for name, path in self.paths.items():
@@ -194,15 +156,15 @@ class _Fusion:
             render_prompt(self._tokenizer(name), [Message("user", "Hello")])
             refuse_top_k(self.recipe.represent, name, vocabulary_size(path, code=self.recipe.trust_remote_code))
 
-    @contextmanager
-    def _model(self, name: str, dtype: str) -> Iterator[ChatModel]:
-        """The model called `name`, in memory only inside the block."""
-        chat_model = load_model(self.paths[name], name=name, dtype=dtype, code=self.recipe.trust_remote_code)
-        chat_model = replace(chat_model, tokenizer=self._tokenizer(name))
-        yield chat_model
-        del chat_model
+    def _load(self, name: str, dtype: str = "float32", *, place: bool = True) -> ChatModel:
+        """The model called `name`. What the models before it held is given back first: two may not fit together."""
+        gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        chat_model = load_model(
+            self.paths[name], name=name, dtype=dtype, code=self.recipe.trust_remote_code, place=place
+        )
+        return replace(chat_model, tokenizer=self._tokenizer(name))
 
     def _tokenizer(self, name: str) -> Any:
         tokenizer = load_tokenizer(self.paths[name], code=self.recipe.trust_remote_code)
@@ -214,23 +176,25 @@ class _Fusion:
         templates: Any = self._tokenizer(PIVOT).chat_template
         return templates.get("default") if isinstance(templates, dict) else templates
 
+    def _shared_template(self) -> str | None:
+        """The template that all models read the training chats by; None where each has its own."""
+        return self._pivot_template() if self.recipe.represent.template == "pivot" else None
+
     # -- represent, align, select ----------------------------------------------------------------------------------
 
     def _represent(self, name: str) -> Representation:
         settings = self.recipe.represent
-        template = self._pivot_template() if settings.template == "pivot" else None
 
         def make(folder: Path) -> None:
-            with self._model(name, settings.dtype) as chat_model:
-                represent(
-                    chat_model,
-                    self.train_chats,
-                    settings,
-                    folder,
-                    model_hash=fingerprint(self.paths[name]),
-                    chat_template=template,
-                    on_progress=functools.partial(self.on_progress, f"represent {name}"),
-                )
+            represent(
+                self._load(name, settings.dtype),
+                self.train_chats,
+                settings,
+                folder,
+                model_hash=fingerprint(self.paths[name]),
+                chat_template=self._shared_template(),
+                on_progress=functools.partial(self.on_progress, f"represent {name}"),
+            )
 
         return Representation(self.run.stage(f"represent/{name}", make))
 
@@ -263,30 +227,12 @@ class _Fusion:
 
     # -- train -----------------------------------------------------------------------------------------------------
 
-    def _targets(self) -> list[Target]:
-        recipe, everyone = self.recipe, tuple(self.recipe.sources)
-        plain = Target("", everyone, recipe.align.vocabulary, recipe.select, recipe.loss)
-        targets = {"many_to_one": replace(plain, name="many_to_one")}
-        targets["sft"] = replace(plain, name="sft", sources=())
-        targets["seqkd"] = replace(plain, name="seqkd", sampled=True)
-        for source in recipe.sources:
-            targets[target_of(source)] = replace(plain, name=target_of(source), sources=(source,))
-        for name, variant in recipe.targets.variants.items():
-            targets[name] = Target(
-                name,
-                variant.sources,
-                variant.vocabulary or recipe.align.vocabulary,
-                variant.select or recipe.select,
-                variant.loss or recipe.loss,
-            )
-        return [targets[name] for name in recipe.target_names]
-
     def _train(self, target: Target) -> Path:
         chosen = self._select(target)
         replies = self._sample(target, chosen) if target.sampled else None
 
         def make(folder: Path) -> None:
-            pivot = load_model(self.paths[PIVOT], name=PIVOT, code=self.recipe.trust_remote_code)
+            pivot = self._load(PIVOT, place=False)  # Trainer knows which GPU is this process's
             examples = self._sampled_examples(replies) if replies is not None else self._fusion_examples(chosen)
             model, curve = train(
                 pivot.model.float().train(),  # bfloat16 training is autocast over float32 weights
@@ -332,40 +278,54 @@ class _Fusion:
     def _sample(self, target: Target, chosen: Path) -> list[Conversation]:
         """The training chats, the last reply of each taken from the source that wins there; gold where none does.
 
-        Gold stays, too, where the pivot cannot read the reply; those are counted.
+        Gold stays, too, where the reply did not end or the pivot cannot read it; those are counted.
         """
         winners: list[str | None] = json.loads((chosen / "teachers.json").read_text())["conversations"]
 
         def make(folder: Path) -> None:
-            chats, unread = list(self.train_chats), 0
+            chats = list(self.train_chats)
+            kept_gold: Counter[str] = Counter()
             pivot_tokenizer = self._tokenizer(PIVOT)
             for source in target.sources:
-                mine = [index for index, winner in enumerate(winners) if winner == source]
-                with self._model(source, self.recipe.represent.dtype) as chat_model:
-                    prompts = [render_prompt(chat_model.tokenizer, chats[index].prompt) for index in mine]
-                    replies = sample_greedily(chat_model, prompts, max_new_tokens=self.recipe.targets.max_new_tokens)
-                    for done, (place, reply, _) in enumerate(replies, start=1):
-                        chat = chats[mine[place]]
-                        answered = (*chat.prompt, Message("assistant", reply.strip()))
-                        try:
-                            render(pivot_tokenizer, answered)
-                            chats[mine[place]] = replace(chat, messages=answered)
-                        except DataError:
-                            unread += 1
-                        self.on_progress(f"sample {source}", done, len(mine))
-            learnt = [chats[index] for index in self._learnt()]
-            rows = [{"id": c.id, "group": c.group, "messages": [asdict(m) for m in c.messages]} for c in learnt]
-            write_jsonl(folder / "chats.jsonl", rows)
-            write_json(folder / "unread.json", unread)
+                for index, reply, cut_off in self._replies_of(source, winners):
+                    answered = (*chats[index].prompt, Message("assistant", reply))
+                    if cut_off:
+                        kept_gold["reply cut off"] += 1
+                        continue
+                    try:
+                        render(pivot_tokenizer, answered)
+                    except DataError:
+                        kept_gold["reply not readable by the pivot"] += 1
+                        continue
+                    chats[index] = replace(chats[index], messages=answered)
+            write_jsonl(folder / "chats.jsonl", (row_of(replace(chats[i], extra={})) for i in self._learnt()))
+            write_json(folder / "kept_gold.json", kept_gold)
 
         return read_conversations(self.run.stage(f"sample/{target.name}", make) / "chats.jsonl")
+
+    def _replies_of(self, source: str, winners: Sequence[str | None]) -> Iterator[tuple[int, str, bool]]:
+        """`(index, reply, cut_off)`: what the source answers where it wins, by index of the training chat."""
+        won = [index for index, winner in enumerate(winners) if winner == source]
+        if not won:
+            return
+        chat_model = self._load(source, self.recipe.represent.dtype)
+        template = self._shared_template()
+        prompts = [
+            render_prompt(chat_model.tokenizer, self.train_chats[index].prompt, chat_template=template) for index in won
+        ]
+        replies = sample_greedily(chat_model, prompts, max_new_tokens=self.recipe.targets.max_new_tokens)
+        for done, (place, reply, cut_off) in enumerate(replies, start=1):
+            self.on_progress(f"sample {source}", done, len(won))
+            yield won[place], reply.strip(), cut_off
 
     # -- merge, evaluate, hand over --------------------------------------------------------------------------------
 
     def _merge(self, name: str, targets: Sequence[Path]) -> Path:
+        base = self._merge_base(targets[0])
+
         def make(folder: Path) -> None:
             merge_checkpoints(
-                self.paths[PIVOT],
+                base,
                 targets,
                 folder,
                 self.recipe.merges[name],
@@ -375,27 +335,42 @@ class _Fusion:
 
         return self.run.stage(f"merge/{name}", make)
 
+    def _merge_base(self, target: Path) -> Path:
+        """The pivot under the tensor names of a target.
+
+        transformers leaves out buffers that older checkpoints hold, and the head that is tied to the embeddings.
+        """
+        if {*Checkpoint(self.paths[PIVOT]).names} == {*Checkpoint(target).names}:
+            return self.paths[PIVOT]
+
+        def make(folder: Path) -> None:
+            pivot = self._load(PIVOT, place=False)
+            pivot.model.save_pretrained(folder)
+            pivot.tokenizer.save_pretrained(folder)
+
+        return self.run.stage("merge/pivot", make)
+
     def _evaluate(self, name: str) -> Evaluation:
         settings = self.recipe.evaluate
 
         def make(folder: Path) -> None:
-            with self._model(name, settings.dtype) as chat_model:
-                scored = held_out_likelihood(
+            chat_model = self._load(name, settings.dtype)
+            scored = held_out_likelihood(
+                chat_model,
+                self.held_out,
+                max_tokens=settings.max_tokens,
+                batch_tokens=settings.batch_tokens,
+                on_progress=functools.partial(self.on_progress, f"evaluate {name}"),
+            )
+            write_jsonl(folder / "likelihood.jsonl", map(asdict, scored))
+            for task, questions in self.questions.items():
+                answers = answer_questions(
                     chat_model,
-                    self.held_out,
-                    max_tokens=settings.max_tokens,
-                    batch_tokens=settings.batch_tokens,
-                    on_progress=functools.partial(self.on_progress, f"evaluate {name}"),
+                    questions,
+                    self.recipe.tasks[task],
+                    on_progress=functools.partial(self.on_progress, f"{task} {name}"),
                 )
-                write_jsonl(folder / "likelihood.jsonl", map(asdict, scored))
-                for task, questions in self.questions.items():
-                    answers = answer_questions(
-                        chat_model,
-                        questions,
-                        self.recipe.tasks[task],
-                        on_progress=functools.partial(self.on_progress, f"{task} {name}"),
-                    )
-                    write_jsonl(folder / f"task-{task}.jsonl", map(asdict, answers))
+                write_jsonl(folder / f"task-{task}.jsonl", map(asdict, answers))
 
         folder = self.run.stage(f"evaluate/{name}", make)
         return Evaluation(
@@ -419,12 +394,14 @@ class _Fusion:
         def make(folder: Path) -> None:
             fused = self.paths[self.recipe.result_name]
             dtypes = Checkpoint(self.paths[PIVOT]).dtypes
+            usual = Counter(dtypes.values()).most_common(1)[0][0]
             fused_weights = Checkpoint(fused)
+            bases = [self.recipe.pivot, *self.recipe.sources.values()]
             copy_companions(self.paths[PIVOT], folder)
             write_checkpoint(
-                folder, ((name, fused_weights.tensor(name).to(dtypes.get(name))) for name in fused_weights.names)
+                folder, ((name, fused_weights.tensor(name).to(dtypes.get(name, usual))) for name in fused_weights.names)
             )
-            write_text(folder / "README.md", model_card(self.recipe, results))
+            write_text(folder / "README.md", model_card(self.recipe, results, [*filter(self.places.is_on_hub, bases)]))
 
         model = self.run.stage("model", make)
         report = self.run.path / "report.html"
@@ -435,33 +412,4 @@ class _Fusion:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _refuse_doubles(chats: Sequence[Conversation], where: str) -> None:
-    seen: set[str] = set()
-    for chat in chats:
-        if chat.id in seen:
-            raise DataError(f"{where}: two conversations have the id {chat.id!r}; expected every id once.")
-        seen.add(chat.id)
-
-
-def _from_data_set(name: str, split: str, group_key: str, limit: int | None) -> list[Conversation]:
-    """Chats of a `datasets` data set from the hub or its cache."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError(
-            f"data.path {name!r} is no file; for a data set of the hub: pip install 'consilience[hub]'."
-        ) from None
-    try:
-        rows = datasets.load_dataset(name, split=split if limit is None else f"{split}[:{limit}]")
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"data.path {name!r} is no file, and no data set can be loaded by that name: {reason}"
-        ) from None
-    return [
-        conversation_of(row, where=f"{name}[{split}], row {number}", index=number, group_key=group_key)
-        for number, row in enumerate(rows)
-    ]
+    return [row for _, row in read_rows(path)]

@@ -188,6 +188,14 @@ class Places:
             return self.run_folder / "tiny" / name.removeprefix(TINY)
         return self.recipe_folder / name if (self.recipe_folder / name).exists() else Path(name)
 
+    def is_data_set(self, name: str) -> bool:
+        """Whether `name`, which is no file, can be that of a `datasets` data set."""
+        return not self.file(name).exists() and name.count("/") <= 1 and not Path(name).suffix
+
+    def is_on_hub(self, name: str) -> bool:
+        """Whether a model is fetched from the hub by this name."""
+        return not self.is_made_here(name) and not self.file(name).exists()
+
     def model(self, name: str) -> Path:
         """The local folder of a model; a hub name is fetched, or found in the hub's cache, first."""
         folder = self.file(name)

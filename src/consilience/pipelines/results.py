@@ -72,7 +72,7 @@ def summarize(
         "data": {
             "train": _described(train_chats),
             "held_out": _described(held_out),
-            "set_aside": _set_aside(representations, evaluations, everywhere) | _unread_samples(run),
+            "set_aside": _set_aside(representations, evaluations, everywhere) | _gold_kept(run),
         },
         "alignment": {name: _alignment(recipe, run, name, found) for name, found in matches.items()},
         "models": {
@@ -89,7 +89,7 @@ def summarize(
         "training": {name: read_curve(run.path / "train" / name) for name in recipe.target_names},
         "seconds": run.seconds(),
         "versions": versions(),
-        "caveats": list(CAVEATS),
+        "caveats": [*CAVEATS, *_overlap(train_chats, held_out)],
     }
 
 
@@ -171,10 +171,22 @@ def _set_aside(
     return dict(counts)
 
 
-def _unread_samples(run: RunFolder) -> dict[str, int]:
-    """Replies of the sources that the pivot's template could not show, so that gold stayed in their place."""
-    counts = {file.parent.name: json.loads(file.read_text()) for file in (run.path / "sample").glob("*/unread.json")}
-    return {f"sampled reply not readable by the pivot, gold kept ({name})": n for name, n in counts.items() if n}
+def _gold_kept(run: RunFolder) -> dict[str, int]:
+    """Replies of the sources that are not learnt, by reason: gold stayed in their place."""
+    files = sorted((run.path / "sample").glob("*/kept_gold.json"))
+    counts = {file.parent.name: json.loads(file.read_text()) for file in files}
+    return {
+        f"sampled {what}, gold kept ({name})": n for name, by_reason in counts.items() for what, n in by_reason.items()
+    }
+
+
+def _overlap(train_chats: Sequence[Conversation], held_out: Sequence[Conversation]) -> list[str]:
+    """A caveat where prompts are on both sides, which can only be when the held-out chats are a file of their own."""
+    learnt = {chat.opening for chat in train_chats}
+    both = sum(chat.opening in learnt for chat in held_out)
+    if not both:
+        return []
+    return [f"{both} of the {len(held_out)} held-out chats begin with a prompt that is also trained on."]
 
 
 def _described(chats: Sequence[Conversation]) -> dict[str, Any]:

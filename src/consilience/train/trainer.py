@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Self, TypedDict
 import torch
 from pydantic import Field, model_validator
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError
@@ -89,6 +89,7 @@ def train(
     Raises `BackendError` naming step and examples when the loss or its gradient is not finite.
     """
     if settings.lora:
+        set_seed(_torch_seed(seed))  # adapters are drawn before Trainer seeds
         model = _with_adapters(model, settings.lora)
     checkpoints = folder / "checkpoints"
     trainer = _ObjectiveTrainer(
@@ -135,7 +136,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         steps = min(steps, settings.max_steps)
     # Named only where it is wanted: transformers warns of the name, and the new one is too new.
     checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
@@ -151,8 +152,8 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=2,
-        seed=seed % (1 << 31),
-        data_seed=seed % (1 << 31),
+        seed=_torch_seed(seed),
+        data_seed=_torch_seed(seed),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
@@ -160,6 +161,14 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         disable_tqdm=True,
         **checkpointing,
     )
+    # One process that sees several GPUs would be given a batch for each of them: it takes the first one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _torch_seed(seed: int) -> int:
+    """`seed` cut to what numpy's and torch's global generators take."""
+    return seed % (1 << 31)
 
 
 def _processes() -> int:

@@ -82,3 +82,13 @@ def test_a_text_aligned_with_itself_is_the_identity(some_cuts: list[int]) -> Non
     alignment = align_spans(text[:-1], text[1:], text[:-1], text[1:])
     assert alignment.source_P.tolist() == list(range(len(text) - 1))
     assert alignment.one_to_one_P.all()
+
+
+def test_what_one_template_trims_off_a_reply_lies_in_no_chunk() -> None:
+    # "hello" and two blanks, which the pivot's template drops; then the token that closes the reply.
+    pivot = (np.array([0, 7]), np.array([5, 8]))
+    source = (np.array([0, 5, 7]), np.array([5, 7, 8]))
+    alignment = align_spans(*pivot, *source)
+    assert alignment.source_P.tolist() == [0, 2]
+    assert alignment.chunk_P.tolist() == [0, 2]
+    assert alignment.chunk_S.tolist() == [0, -1, 2]  # nobody else has text there to be compared with

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from consilience.evaluate import held_out_likelihood
-from consilience.models import load_model
+from consilience.models import ChatModel, load_model
 from consilience.records import Conversation, Message, read_conversations
 
 
@@ -42,3 +46,18 @@ def test_every_conversation_has_a_record_in_order(world: Path) -> None:
     assert {"scored", "truncated", "empty reply"} <= statuses
     assert all((record.status == "scored") == (record.bytes > 0) for record in records)
     assert np.isfinite([record.nats for record in records]).all()
+
+
+def test_a_token_that_reaches_past_the_reply_covers_only_the_replys_bytes() -> None:
+    vocabulary = {piece: i for i, piece in enumerate([*ByteLevel.alphabet(), ".Ċ"])}
+    tokenizer = Tokenizer(BPE(vocabulary, [(".", "Ċ")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(False, use_regex=False), ByteLevelDecoder()
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>", chat_template=template)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(fast), n_embd=8, n_head=1, n_layer=1)).eval()
+    chat = Conversation("c", (Message("user", "?"), Message("assistant", "Ab.")))
+    [record] = held_out_likelihood(ChatModel("m", model, fast), [chat], max_tokens=99)
+    assert (record.tokens, record.bytes) == (3, 3)  # "A", "b" and ".\n", of which "\n" is the template's

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from consilience.errors import DataError
-from consilience.evaluate import MATCHES, Outcome, read_questions
+from consilience.evaluate import MATCHES, Outcome, Question, TaskSettings, answer_questions, read_questions
+from consilience.models import load_model
+from consilience.records import Message
 
 CASES = [
     ("exact", "Paris", "paris", Outcome.CORRECT),
@@ -54,3 +56,14 @@ def test_a_question_without_an_answer_names_its_line(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n')
     with pytest.raises(DataError, match="line 2"):
         read_questions(path)
+
+
+def test_a_question_that_the_template_refuses_is_named_and_keeps_its_place(world: Path) -> None:
+    chat_model = load_model(world / "wren")
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    chat_model.tokenizer.chat_template = strict + chat_model.tokenizer.chat_template
+    turns = ((Message("user", "a"),), (Message("system", "b"), Message("user", "b")), (Message("user", "c"),))
+    questions = [Question(str(i), "", messages, "x") for i, messages in enumerate(turns)]
+    answers = answer_questions(chat_model, questions, TaskSettings(path="", max_new_tokens=2))
+    assert [answer.id for answer in answers] == ["0", "1", "2"]
+    assert [answer.outcome == Outcome.NOT_ASKED for answer in answers] == [False, True, False]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from consilience.errors import DataError
 from consilience.fuse import SelectSettings, match, select
 from consilience.fuse.match import AlignSettings
 from consilience.fuse.represent import Representation, Shard
@@ -141,3 +142,45 @@ def test_without_sources_gold_is_all_there_is(corpus: tuple, tmp_path: Path) -> 
     assert targets.gold_weight_N.tolist() == [1, 1, 1, 1]
     assert not targets.fusion_weight_N.any()
     assert teachers["conversations"] == [None, None]
+
+
+def another_source(corpus: tuple, tmp_path: Path, rows: list) -> tuple:
+    """The corpus with a second source `t`, which sees the text as the pivot does."""
+    pivot, sources = corpus
+    source = representation(tmp_path / "another", rows)
+    folder = tmp_path / "align_another"
+    folder.mkdir()
+    found = match(pivot, source, PIVOT_BYTES, SOURCE_BYTES, AlignSettings(), folder)
+    return pivot, sources | {"t": (source, found, "statistics")}
+
+
+def test_avg_ce_leaves_out_a_source_that_did_not_read_the_conversation(corpus: tuple, tmp_path: Path) -> None:
+    both = another_source(
+        corpus, tmp_path, [(0, 0, 2, 1, 0.5, {1: 0.5, 2: 0.25}), (0, 2, 4, 2, 0.5, {2: 0.5, 1: 0.25})]
+    )
+    targets, _ = targets_of(both, tmp_path, ["g", "g"], function="avg_ce")
+    # Conversation 1 is weighed as without `t`.
+    pivot, source = exp(exp(log(0.40) / 2)), exp(exp(log(0.36) / 2))
+    weight = pivot / (pivot + source)
+    assert targets.probs_NJ[3, 0] == pytest.approx(weight * 0.5 + (1 - weight) * 0.9, abs=1e-3)
+
+
+def test_min_ce_per_token_compares_sources_per_byte(corpus: tuple, tmp_path: Path) -> None:
+    # Conversation 0: s gains ln 2 on the four bytes of "abcd", 0.17 a byte; t ln 1.8 on the two of "ab", 0.29 a byte.
+    both = another_source(
+        corpus, tmp_path, [(0, 0, 2, 1, 0.9, {1: 0.9, 2: 0.05}), (0, 2, 4, 2, 0.5, {2: 0.5, 1: 0.25})]
+    )
+    targets, _ = targets_of(both, tmp_path, ["g", "g"], per="token")
+    assert targets.teacher_N[:2].tolist() == [2, 1]
+
+
+def test_a_teacher_without_weight_is_still_named(corpus: tuple, tmp_path: Path) -> None:
+    _, teachers = targets_of(corpus, tmp_path, ["g", "g"], gold_weight=1.0)
+    assert teachers["positions"] == {"g": {"s": 1, "unmatched": 1, "pivot": 2}}
+
+
+def test_a_source_that_matches_nowhere_is_refused_whatever_min_matched_says(corpus: tuple, tmp_path: Path) -> None:
+    shifted = [(0, 1, 3, 1, 0.5, {1: 0.5, 2: 0.25}), (1, 1, 3, 2, 0.5, {2: 0.5, 1: 0.25})]
+    source = representation(tmp_path / "shifted", shifted)
+    with pytest.raises(DataError, match=r"only 0\.0%"):
+        match(corpus[0], source, PIVOT_BYTES, SOURCE_BYTES, AlignSettings(min_matched=0), tmp_path)

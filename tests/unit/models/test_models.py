@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from consilience.errors import BackendError
-from consilience.models import load_model, sample_greedily, score_replies
+from consilience.models import ChatModel, load_model, sample_greedily, score_replies
 
 NAMES = ["pivot", "wren", "finch"]
 
@@ -79,3 +79,28 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(BackendError, match="cannot load") as refused:
         load_model(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_greedy_knows_no_penalty_of_the_models_generation_config(folder: Path) -> None:
+    ids = texts(folder)[:2]
+    plain = [reply for _, reply, _ in sample_greedily(load_model(folder), ids, max_new_tokens=8)]
+    penal = load_model(folder)
+    penal.model.generation_config.repetition_penalty = 9.0
+    penal.model.generation_config.no_repeat_ngram_size = 1
+    assert [reply for _, reply, _ in sample_greedily(penal, ids, max_new_tokens=8)] == plain
+
+
+def test_replies_stop_where_the_models_positions_do(world: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world / "wren")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=12, n_embd=8, n_head=1, n_layer=1, eos_token_id=None)
+    chat_model = ChatModel("short", GPT2LMHeadModel(config).eval(), tokenizer)
+    prompts = [np.arange(1, 1 + length, dtype=np.int32) for length in (20, 3, 12, 10)]
+    replies = {
+        i: (reply, cut) for i, reply, cut in sample_greedily(chat_model, prompts, max_new_tokens=4, batch_size=1)
+    }
+    assert (replies[0], replies[2]) == (("", True), ("", True))
+    for index, new in ((1, 4), (3, 2)):
+        out = chat_model.model.generate(torch.tensor(prompts[index][None].astype(np.int64)), max_new_tokens=new,
+                                        do_sample=False, pad_token_id=0)  # fmt: skip
+        assert replies[index][0] == tokenizer.decode(out[0, len(prompts[index]) :], skip_special_tokens=True)

@@ -16,6 +16,7 @@ from consilience.fuse import SupervisedExamples, collate, fusion_objective
 from consilience.models import load_tokenizer
 from consilience.records import read_conversations
 from consilience.train import TrainSettings, train
+from consilience.train.trainer import _arguments
 
 
 @pytest.fixture
@@ -107,3 +108,21 @@ def test_lora_leaves_an_ordinary_model(world: Path, examples: SupervisedExamples
     for name in changed:
         delta = (trained.state_dict()[name] - plain.state_dict()[name]).numpy()
         assert np.linalg.matrix_rank(delta, tol=1e-5) <= 2, name
+
+
+def test_adapters_are_drawn_from_the_seed(world: Path, examples: SupervisedExamples, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(1)
+    one, _ = fit(world, examples, tmp_path / "one", max_steps=2, lora={"rank": 2})
+    torch.manual_seed(2)
+    other, _ = fit(world, examples, tmp_path / "other", max_steps=2, lora={"rank": 2})
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in weights(one).items())
+
+
+def test_one_process_that_sees_eight_gpus_keeps_its_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer alone would make DataParallel of it, with a batch for every GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    arguments = _arguments(TrainSettings(batch_size=16, micro_batch_size=4), tmp_path, 0, 100)
+    assert (arguments.n_gpu, arguments.train_batch_size * arguments.gradient_accumulation_steps) == (1, 16)

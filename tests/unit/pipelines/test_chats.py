@@ -1,0 +1,38 @@
+"""Where a recipe's chats and models come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consilience.config import load_recipe
+from consilience.errors import DataError
+from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
+from consilience.pipelines.recipe import DataSettings, FuseRecipe, Places
+
+
+def test_a_group_key_that_no_chat_has_is_refused(recipe: Callable[..., Path], world: Path) -> None:
+    path = recipe(data={"path": str(world / "chats.jsonl"), "group_key": "gruop"})
+    with pytest.raises(DataError, match="'gruop'"):
+        read_chats(load_recipe(path, FuseRecipe), Places(path.parent, path.parent))
+
+
+def test_a_data_set_has_another_fingerprint_when_its_rows_change(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows: list[dict[str, Any]] = [*map(json.loads, (world / "chats.jsonl").read_text().splitlines())]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    settings = DataSettings(path="birds/chats")
+    before = fingerprint_of_data_set(settings)
+    assert fingerprint_of_data_set(settings) == before
+    rows[3]["messages"][-1]["content"] += "!"
+    assert fingerprint_of_data_set(settings) != before
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_none(tmp_path: Path) -> None:
+    (tmp_path / "models" / "pivot").mkdir(parents=True)
+    places = Places(tmp_path, tmp_path / "run")
+    assert [places.is_on_hub(name) for name in ("models/pivot", "models/other", "tiny:pivot")] == [False, True, False]
