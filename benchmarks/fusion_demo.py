@@ -77,15 +77,15 @@ def main() -> None:
                 lambda models, n=name, m=measure, o=other, k=scale: k * (models[n][m]["value"] - models[o][m]["value"]),
             )
             summary[name][f"{measure}_minus_{other}"] = apart.to_json()
-            cells.append(shown(apart, signed=True))
+            cells.append(shown(apart, signed=True, digits=3 if measure == "nll" else 1))
         print(f"| {name} | " + " | ".join(cells) + " |")
     if args.json:
         versions = any_set["versions"]
         print(json.dumps({"seeds": seeds, "models": summary, "versions": versions, "recipe": any_set["recipe"]}))
 
 
-def shown(estimate: Estimate, *, signed: bool = False) -> str:
-    sign, digits = "+" if signed else "", 1 if abs(estimate.value) >= 1 else 3
+def shown(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
+    sign = "+" if signed else ""
     interval = f" [{estimate.low:{sign}.{digits}f}, {estimate.high:{sign}.{digits}f}]" if estimate.n > 1 else ""
     return f"{estimate.value:{sign}.{digits}f}{interval}"
 

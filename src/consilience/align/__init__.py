@@ -4,21 +4,39 @@ Pure functions on arrays: no file, no torch. `published` has what FuseLLM and Fu
 """
 
 from consilience.align.project import SparseRows, project
+from consilience.align.quality import (
+    CHUNK_TYPES,
+    ONE_TO_ONE,
+    ChunkCount,
+    TokenCount,
+    chunk_types,
+    likeliest_partner,
+    most_frequent,
+    side_by_side,
+)
 from consilience.align.spans import Alignment, align_spans, text_keys
 from consilience.align.vocabulary import VOCABULARY_MAPPINGS, VocabularyMapping, count_pairs, exact_matches
 from consilience.align.warping import SEQUENCE_ALIGNMENTS, Marks, Warping
 
 __all__ = [
+    "CHUNK_TYPES",
+    "ONE_TO_ONE",
     "SEQUENCE_ALIGNMENTS",
     "VOCABULARY_MAPPINGS",
     "Alignment",
+    "ChunkCount",
     "Marks",
     "SparseRows",
+    "TokenCount",
     "VocabularyMapping",
     "Warping",
     "align_spans",
+    "chunk_types",
     "count_pairs",
     "exact_matches",
+    "likeliest_partner",
+    "most_frequent",
     "project",
+    "side_by_side",
     "text_keys",
 ]

@@ -43,7 +43,10 @@ def main() -> None:
 
 
 def _stop(line: str) -> None:
-    print("consilience: " + " ".join(line.split()), file=sys.stderr)
+    from consilience.run import rank_of_this_process
+
+    if not rank_of_this_process():  # of several processes the first one speaks
+        print("consilience: " + " ".join(line.split()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -88,6 +91,34 @@ def demo(
 
         result = fuse_recipe(demo_recipe(), out, overrides, on_progress=on_progress)
     _print_fusion(result, as_json)
+
+
+@app.command()
+def align(
+    pivot: Annotated[str, typer.Argument(help="The pivot's folder or hub name; only its tokenizer is read.")],
+    source: Annotated[str, typer.Argument(help="The source's folder or hub name; only its tokenizer is read.")],
+    chats: Annotated[Path, typer.Option(help="Chats: JSONL, JSON or Parquet.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many chats.")] = None,
+    template: Annotated[str, typer.Option(help="Whose chat template the source reads: native or pivot.")] = "native",
+    html: Annotated[Path | None, typer.Option(help="Write a page about it, with examples, to this file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --html.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How well a source's tokens meet a pivot's on your chats: positions, chunks, vocabulary. No weights needed."""
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.align import align_report
+
+        result = align_report(
+            pivot, source, chats, limit=limit, template=template, html=html, force=force, on_progress=on_progress
+        ).to_json()
+    if as_json:
+        print(json.dumps(result | {"html": str(html.resolve()) if html else None}))
+        return
+    from consilience.cli.tables import alignment_table
+
+    print(alignment_table(result) + (f"\n\npage    {html}" if html else ""))
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

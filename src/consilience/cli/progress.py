@@ -59,21 +59,21 @@ def watching() -> Iterator[OnProgress]:
 
 
 class _Lines:
-    """A line when something begins, one every ten seconds, and one when it is done."""
+    """A line every ten seconds, and one for everything that is done, unless it took no time."""
 
     def __init__(self) -> None:
-        self.began: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}
         self.spoke = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        began = self.began.setdefault(what, now)
-        if done < total and now - self.spoke < 10:
+        began, done_before = self.began.setdefault(what, (now, done))
+        took, done_since = now - began, done - done_before  # a run that goes on does not begin at zero
+        if took < 0.1 or (done < total and now - self.spoke < 10):
             return
         self.spoke = now
-        took = now - began
-        left = f", {took / done * (total - done):.0f} s left" if 0 < done < total else ""
-        print(f"{what}: {done}/{total} in {took:.1f} s{left}", file=sys.stderr, flush=True)
+        left = f", {took / done_since * (total - done):.0f} s left" if done_since and done < total else ""
+        print(f"{what}: {done} of {total} in {took:.1f} s{left}", file=sys.stderr, flush=True)
 
 
 def _quiet_libraries() -> None:

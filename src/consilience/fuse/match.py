@@ -83,7 +83,7 @@ def match(
         tally.add(pivot_shard, source_shard, alignment, pivot_bytes, source_bytes)
         save_file(alignment._asdict(), folder / f"alignment-{index:05d}.safetensors")
     source_end, pivot_end = (np.concatenate(ids) for ids in zip(*ends, strict=True))
-    matches = exact_matches(_with_end(source_bytes, source_end, shape[0]), _with_end(pivot_bytes, pivot_end, shape[1]))
+    matches = exact_matches(with_end(source_bytes, source_end, shape[0]), with_end(pivot_bytes, pivot_end, shape[1]))
     sparse.save_npz(folder / "counts.npz", counts)
     sparse.save_npz(folder / "matches.npz", matches)
     write_json(folder / "quality.json", tally.summary())
@@ -96,7 +96,7 @@ def _closing_ids(shard: Shard) -> NDArray[np.int32]:
     return shard.gold_ids_N[shard.closing_N & (shard.end_N > shard.start_N)]
 
 
-def _with_end(token_bytes: Sequence[bytes | None], end_ids: NDArray[np.int32], size: int) -> list[bytes | None]:
+def with_end(token_bytes: Sequence[bytes | None], end_ids: NDArray[np.int32], size: int) -> list[bytes | None]:
     """`token_bytes` over the whole head (padded rows have no text), with END for the token that closes replies."""
     table: list[bytes | None] = [*token_bytes[:size], *[None] * (size - len(token_bytes))]
     if len(end_ids):

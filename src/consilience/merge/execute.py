@@ -26,7 +26,7 @@ class MergeSettings(Settings):
     `weights` go with the models in their order. A parameter that the method does not take is a `ConfigError`.
     """
 
-    method: str = "sce"
+    method: str
     weights: tuple[float, ...] | None = None
     density: float | None = None
     scale: float | None = None

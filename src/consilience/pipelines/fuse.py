@@ -51,8 +51,7 @@ from consilience.records import Conversation, Message, read_conversations, read_
 from consilience.report import write_fusion_report
 from consilience.rng import seed_of
 from consilience.run import RunFolder, fingerprint, open_run, write_json, write_text
-from consilience.train import train
-from consilience.train.trainer import finish
+from consilience.train import conversations_at_once, finish, train
 from consilience.weights import Checkpoint, copy_companions, write_checkpoint
 
 OnProgress = Callable[[str, int, int], None]
@@ -78,6 +77,7 @@ def fuse_recipe(
     """
     recipe = load_recipe(path, FuseRecipe, overrides)
     places = Places(path.parent, out)
+    conversations_at_once(recipe.train)  # refused now, not after hours of representing
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     settings = recipe.model_dump(mode="json", exclude={"title", "note"})

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from consilience.align import VOCABULARY_MAPPINGS
 from consilience.config import Settings
-from consilience.errors import BackendError, ConfigError, pick
+from consilience.errors import BackendError, ConfigError, nearest, pick
 from consilience.evaluate import TaskSettings
 from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSettings
 from consilience.merge import MergeSettings
@@ -196,13 +196,23 @@ class Places:
         """Whether a model is fetched from the hub by this name."""
         return not self.is_made_here(name) and not self.file(name).exists()
 
+    def is_path(self, name: str) -> bool:
+        """Whether `name` begins with a folder that is there: a slip in a path must not be asked of the hub."""
+        first = Path(name).parts[0] if "/" in name else ""
+        return bool(first) and any((folder / first).is_dir() for folder in (self.recipe_folder, Path()))
+
     def model(self, name: str) -> Path:
         """The local folder of a model; a hub name is fetched, or found in the hub's cache, first."""
         folder = self.file(name)
         if folder.exists() or self.is_made_here(name):
             return folder
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise BackendError(f"no model folder {name!r}. Paths are relative to the recipe ({self.recipe_folder}).")
+        if name.count("/") != 1 or name.startswith((".", "/", "~")) or self.is_path(name):
+            beside = folder.parent if folder.parent.is_dir() else self.recipe_folder / Path(name).parent
+            there_are = [entry.name for entry in beside.iterdir()] if beside.is_dir() else []
+            raise BackendError(
+                f"no model folder {name!r}.{nearest(Path(name).name, there_are)} "
+                f"Paths are relative to the recipe ({self.recipe_folder.resolve()})."
+            )
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -212,6 +222,6 @@ class Places:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackendError(
-                f"model {name!r} is no local folder and cannot be fetched from the hub: {reason} "
+                f"model {name!r} is no local folder and cannot be fetched from the hub: {reason.rstrip('.')}. "
                 "Give a local folder, or download it where there is a network."
             ) from None

@@ -19,7 +19,7 @@ from consilience.pipelines.recipe import FuseRecipe, target_of
 from consilience.records import Conversation
 from consilience.run import RunFolder, versions
 from consilience.stats import Estimate, average, difference, proportion, ratio
-from consilience.train.trainer import read_curve
+from consilience.train import read_curve
 
 SAMPLES = 6
 CAVEATS = (
@@ -59,7 +59,7 @@ def summarize(
     measured = {
         name: _Measures.of(evaluation, everywhere, recipe.evaluate.level) for name, evaluation in evaluations.items()
     }
-    baselines = [name for name in ("pivot", "sft") if name in measured]
+    baselines = ["pivot", *recipe.targets.controls]
     return {
         "title": recipe.title,
         "note": recipe.note,
@@ -118,7 +118,8 @@ class _Measures:
         outcomes = {
             task: dict(Counter(str(a.outcome) for a in answers)) for task, answers in evaluation.answers.items()
         }
-        accuracy = average([*by_task.values()]) if by_task else None
+        several = len(by_task) > 1
+        accuracy = average([*by_task.values()]) if several else next(iter(by_task.values()), None)
         return cls(_nll(scored, level), by_group, accuracy, by_task, outcomes)
 
     def to_json(self) -> dict[str, Any]:

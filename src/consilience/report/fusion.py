@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from consilience.report import numbers
 from consilience.report.figures import SERIES, ForestRow, curves, forest_plot
 from consilience.report.numbers import EstimateJson, with_interval
-from consilience.run import write_text
+from consilience.report.page import environment, write_page
 
 ROLES = {"pivot": "pivot", "source": "sources", "control": "controls", "target": "targets", "merge": "merges"}
 OPTIONAL = ("note", "baseline", "alignment", "samples", "training", "seconds", "versions", "caveats")
@@ -30,41 +28,30 @@ def write_fusion_report(results: Mapping[str, Any], path: Path) -> None:
     and `outcomes`; a sample's `expected`; a source's `teacher_share`, `mapped_mass` and `kept_mass`. Estimates are
     as `Estimate.to_json` gives them. All text is escaped.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("consilience.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "number": numbers.number,
-        "interval": numbers.interval,
-        "with_interval": with_interval,
-        "duration": numbers.duration,
-        "date": _date,
-        "token": _token,
-    }
     whole: dict[str, Any] = {**dict.fromkeys(OPTIONAL), **results}
     models = in_role_order(whole["models"])
     sources = (whole["alignment"] or {}).values()
-    page = environment.get_template("fusion.html.j2").render(
-        results=whole,
-        models=models,
-        roles=ROLES,
-        sentences=headline(whole),
-        forests=forests(whole),
-        tables=tables(models),
-        series=SERIES,
-        outcomes=outcomes(models),
-        vocabulary_kinds=_keys(found["vocabulary"] for found in sources),
-        teacher_groups=_keys(found.get("teacher_share") for found in sources),
-        curves=curves(whole["training"] or {}),
-        methods=methods(whole),
-        decimals=numbers.decimals_of,
-        chunks=chunks,
+    page = (
+        environment()
+        .get_template("fusion.html.j2")
+        .render(
+            results=whole,
+            models=models,
+            roles=ROLES,
+            sentences=headline(whole),
+            forests=forests(whole),
+            tables=tables(models),
+            series=SERIES,
+            outcomes=outcomes(models),
+            vocabulary_kinds=_keys(found["vocabulary"] for found in sources),
+            teacher_groups=_keys(found.get("teacher_share") for found in sources),
+            curves=curves(whole["training"] or {}),
+            methods=methods(whole),
+            decimals=numbers.decimals_of,
+            chunks=chunks,
+        )
     )
-    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))  # half a surrogate pair is no text
+    write_page(page, path)
 
 
 def in_role_order(models: Mapping[str, Model]) -> dict[str, Model]:
@@ -79,26 +66,38 @@ def references(results: Mapping[str, Any]) -> list[str]:
     return [baseline, pivot] if baseline and baseline != pivot else [pivot]
 
 
+CALLED = {
+    "pivot": "the pivot",
+    "sft": "plain fine-tuning (sft)",
+    "seqkd": "sequence-level distillation (seqkd)",
+}
+
+
 def headline(results: Mapping[str, Any]) -> list[str]:
-    """What was measured of the fused result, one sentence per quantity."""
+    """What the fused result is, and what was measured of it, one sentence per quantity, against every control."""
     name = results["result"]
     model = results["models"][name]
-    others = [other for other in references(results) if other in model["differences"]]
-    sentences = []
+    others = dict.fromkeys([*references(results), *model["differences"]])
+    shown = [other for other in others if other in model["differences"]]
+    sentences = [f"The result is {name}: {model['about']}."]
     if model.get("accuracy"):
         found = model["accuracy"]
-        sentence = f"accuracy {with_interval(found)} over {found['n']:,} {found['units']}"
-        sentences.append(f"{name}: {sentence}{_against(others, model, 'accuracy')}.")
+        measured = f"Accuracy {with_interval(found)} over {found['n']:,} {found['units']}"
+        sentences.append(f"{measured}{_minus(shown, model, 'accuracy')}.")
     found = model["nll"]
-    sentence = f"{with_interval(found)} nats per byte of the held-out replies over {found['n']:,} {found['units']}"
-    sentences.append(f"{name}: {sentence}{_against(others, model, 'nll')}. Lower is better.")
+    measured = f"Held-out replies cost {with_interval(found)} nats per byte over {found['n']:,} {found['units']}"
+    sentences.append(f"{measured}{_minus(shown, model, 'nll')}. Lower is better.")
     return sentences
 
 
-def _against(others: Sequence[str], model: Model, quantity: str) -> str:
+def _minus(others: Sequence[str], model: Model, quantity: str) -> str:
     found = [(other, model["differences"][other].get(quantity)) for other in others]
-    parts = [f"against {other} {with_interval(estimate, signed=True)}" for other, estimate in found if estimate]
-    return "; " + ", ".join(parts) if parts else ""
+    parts = [
+        f"minus {CALLED.get(other, other)}: {with_interval(estimate, signed=True)}"
+        for other, estimate in found
+        if estimate
+    ]
+    return "; " + "; ".join(parts) if parts else ""
 
 
 def forests(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
@@ -196,17 +195,3 @@ def _estimates(tree: Any) -> Iterable[EstimateJson]:
         else:
             for part in tree.values():
                 yield from _estimates(part)
-
-
-def _date(iso: str) -> str:
-    """`14 March 2026, 09:26 UTC`."""
-    at = datetime.fromisoformat(iso)
-    return f"{at.day} {at:%B %Y, %H:%M} {at.tzname() or ''}".rstrip()
-
-
-def _token(text: str) -> Markup:
-    """The text of a token, escaped, with its spaces, tabs and line ends to be seen."""
-    shown = escape(text)
-    for blank, sign in {" ": "␣", "\t": "⇥", "\n": "↵"}.items():
-        shown = shown.replace(blank, Markup("<i>{}</i>").format(sign))
-    return shown

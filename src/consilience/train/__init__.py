@@ -1,5 +1,23 @@
 """One trainer: an objective and a collator go in; accumulation, bf16, LoRA, checkpoints and resume come with it."""
 
-from consilience.train.trainer import LoraSettings, Objective, StepRecord, TrainSettings, train
+from consilience.train.trainer import (
+    LoraSettings,
+    Objective,
+    StepRecord,
+    TrainSettings,
+    conversations_at_once,
+    finish,
+    read_curve,
+    train,
+)
 
-__all__ = ["LoraSettings", "Objective", "StepRecord", "TrainSettings", "train"]
+__all__ = [
+    "LoraSettings",
+    "Objective",
+    "StepRecord",
+    "TrainSettings",
+    "conversations_at_once",
+    "finish",
+    "read_curve",
+    "train",
+]

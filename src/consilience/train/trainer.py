@@ -125,12 +125,7 @@ def finish(folder: Path) -> None:
 
 
 def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: int) -> TrainingArguments:
-    at_once = settings.micro_batch_size * _processes()
-    if settings.batch_size % at_once:
-        raise ConfigError(
-            f"train.batch_size is {settings.batch_size}; expected a multiple of {at_once}, which is "
-            "train.micro_batch_size times the number of processes."
-        )
+    at_once = conversations_at_once(settings)
     steps = math.ceil(examples / settings.batch_size) * settings.epochs
     if settings.max_steps > 0:
         steps = min(steps, settings.max_steps)
@@ -169,6 +164,18 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
 def _torch_seed(seed: int) -> int:
     """`seed` cut to what numpy's and torch's global generators take."""
     return seed % (1 << 31)
+
+
+def conversations_at_once(settings: TrainSettings) -> int:
+    """Conversations in one forward pass of all processes. Raises `ConfigError` when a step is not a multiple of it."""
+    at_once = settings.micro_batch_size * _processes()
+    if settings.batch_size % at_once:
+        raise ConfigError(
+            f"train.batch_size is {settings.batch_size}; expected a multiple of {at_once}, which is "
+            f"train.micro_batch_size times {_processes()} processes. Set train.micro_batch_size to "
+            f"{max(1, settings.batch_size // _processes())} or one of its divisors."
+        )
+    return at_once
 
 
 def _processes() -> int:

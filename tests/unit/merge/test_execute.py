@@ -142,13 +142,14 @@ def test_weights_are_counted_before_a_file_is_read(tmp_path: Path) -> None:
         ({"method": "linear", "density": 0.5}, "'linear' takes no 'density': it takes weights"),
         ({"method": "ties", "variant": "mergekit"}, "'ties' takes no 'variant': it takes density, weights, scale"),
         ({"method": "varm", "weights": [1, 2]}, "'varm' takes no 'weights': it takes no parameters"),
-        ({"density": 50}, "density is 50.0; expected a fraction above 0 and up to 1"),
+        ({"method": "sce", "density": 50}, "density is 50.0; expected a fraction above 0 and up to 1"),
         ({"method": "ties", "density": 0}, "density is 0.0; expected a fraction"),
-        ({"variant": "fusechatt"}, "Did you mean 'fusechat'"),
+        ({"method": "sce", "variant": "fusechatt"}, "Did you mean 'fusechat'"),
         ({"method": "linear", "weights": [1, -1]}, "sum to 0"),
         ({"method": "linear", "weights": []}, "0 weights"),
         ({"method": "linear", "weights": [1, float("nan")]}, "expected finite numbers"),
-        ({"densty": 0.5}, "unknown key 'densty'. Did you mean 'density'"),
+        ({"density": 0.3}, "key 'method' is missing"),
+        ({"method": "sce", "densty": 0.5}, "unknown key 'densty'. Did you mean 'density'"),
     ],
 )
 def test_settings_that_cannot_be_used(tree: dict[str, Any], message: str) -> None:
@@ -159,5 +160,5 @@ def test_settings_that_cannot_be_used(tree: dict[str, Any], message: str) -> Non
 
 
 def test_settings_left_out_are_the_methods_own() -> None:
-    assert MergeSettings().parameters == {}
-    assert MergeSettings(density=0.3, variant="mergekit").parameters == {"density": 0.3, "variant": "mergekit"}
+    assert MergeSettings(method="linear").parameters == {}
+    assert MergeSettings(method="sce", density=0.3, variant="mergekit").parameters == {"density": 0.3, "variant": "mergekit"}

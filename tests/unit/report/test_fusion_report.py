@@ -112,10 +112,13 @@ def test_headline_by_hand(results, tmp_path):
         "pivot": {"accuracy": None, "nll": estimate(-0.2, -0.25, -0.15, "conversations")},
     }
     page = page_of(small, tmp_path)
-    assert "TIES: accuracy 0.742 [0.710, 0.774] over 600 questions; against sft +0.130 [+0.090, +0.170]." in page.words
+    assert f"The result is TIES: {model['about']}." in page.words
     assert (
-        "TIES: 0.410 [0.390, 0.430] nats per byte of the held-out replies over 600 conversations; "
-        "against sft −0.050 [−0.070, −0.030], against pivot −0.200 [−0.250, −0.150]. Lower is better."
+        "Accuracy 0.742 [0.710, 0.774] over 600 questions; minus plain fine-tuning (sft): +0.130 [+0.090, +0.170]."
+    ) in page.words
+    assert (
+        "Held-out replies cost 0.410 [0.390, 0.430] nats per byte over 600 conversations; minus plain fine-tuning "
+        "(sft): −0.050 [−0.070, −0.030]; minus the pivot: −0.200 [−0.250, −0.150]. Lower is better."
     ) in page.words
 
 
