@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from consilience.stats import shown_decimals
+
 LISTED = 15  # tokens shown of a longer list
 REASONS = 5
 
@@ -12,7 +14,7 @@ REASONS = 5
 def fusion_table(results: Mapping[str, Any]) -> str:
     """Every model of a run: accuracy, held-out NLL and the paired difference in accuracy to the baseline."""
     baseline = results["baseline"] or results["pivot"]
-    head = ("model", "role", "accuracy", "NLL, nats per byte", f"NLL minus {baseline}", f"accuracy minus {baseline}")
+    head = ("model", "role", "accuracy", f"minus {baseline}", "NLL, nats per byte", f"minus {baseline}")
     rows = [head]
     for name, model in results["models"].items():
         apart = model["differences"].get(baseline, {})
@@ -21,9 +23,9 @@ def fusion_table(results: Mapping[str, Any]) -> str:
                 name,
                 model["role"],
                 _shown(model["accuracy"]),
+                _shown(apart.get("accuracy"), signed=True),
                 _shown(model["nll"]),
                 _shown(apart.get("nll"), signed=True),
-                _shown(apart.get("accuracy"), signed=True),
             )
         )
     level = next(iter(results["models"].values()))["nll"]["level"]
@@ -98,7 +100,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 def _shown(estimate: Mapping[str, Any] | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
-    sign = "+" if signed else ""
-    if estimate["low"] is None:
-        return f"{estimate['value']:{sign}.3f}"
-    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    form = f"{'+' if signed else ''}.{shown_decimals(value, low, high)}f"
+    return f"{value:{form}}" if low is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
