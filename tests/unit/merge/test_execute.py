@@ -161,4 +161,7 @@ def test_settings_that_cannot_be_used(tree: dict[str, Any], message: str) -> Non
 
 def test_settings_left_out_are_the_methods_own() -> None:
     assert MergeSettings(method="linear").parameters == {}
-    assert MergeSettings(method="sce", density=0.3, variant="mergekit").parameters == {"density": 0.3, "variant": "mergekit"}
+    assert MergeSettings(method="sce", density=0.3, variant="mergekit").parameters == {
+        "density": 0.3,
+        "variant": "mergekit",
+    }
