@@ -257,8 +257,9 @@ def _about(recipe: FuseRecipe, name: str) -> str:
     if name in recipe.sources:
         return recipe.sources[name]
     if name in recipe.merges:
-        parameters = ", ".join(f"{key} {value}" for key, value in recipe.merges[name].parameters.items())
-        return f"{recipe.merges[name].method} of the pairwise targets" + (f" ({parameters})" if parameters else "")
+        merge = recipe.merges[name]
+        how = ", ".join([merge.method, *(f"{key} {value}" for key, value in merge.parameters.items())])
+        return f"a merge ({how}) of the {len(recipe.sources)} copies of the pivot that are fused with one source each"
     if name in recipe.targets.variants:
         variant = recipe.targets.variants[name].model_dump(exclude_none=True)
         changed = ", ".join(f"{key}={value}" for key, value in variant.items() if key != "sources")
