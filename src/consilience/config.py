@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from consilience.errors import ConfigError, nearest
+from consilience.errors import ConfigError, nearest, pick
 
 
 class Settings(BaseModel):
@@ -20,6 +20,20 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def known(table: Callable[[], Mapping[str, object]], kind: str) -> AfterValidator:
+    """For `Annotated[str, known(...)]`: a setting that names an entry of `table`, or is None where it may be left out.
+
+    The table is asked for when a recipe is read, so it may be defined below the settings.
+    """
+
+    def check(name: str | None) -> str | None:
+        if name is not None:
+            pick(table(), name, kind)
+        return name
+
+    return AfterValidator(check)
 
 
 def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:

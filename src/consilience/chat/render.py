@@ -41,6 +41,19 @@ class Rendered:
     reply_ends_T: Int32s
     truncated: bool
 
+    @property
+    def reply_positions(self) -> NDArray[np.intp]:
+        """Places of the replies' tokens; the very first token of a text has no prediction and is left out."""
+        positions = np.flatnonzero(self.reply_T >= 0)
+        return positions[positions > 0]
+
+    def reply_bytes_T(self, replies: Sequence[str]) -> NDArray[np.int64]:
+        """The bytes of the reply that each token belongs to, shape [T]; of any reply where it belongs to none.
+
+        A reply's token that begins there or later closes the reply and has no text.
+        """
+        return np.array([len(reply.encode()) for reply in replies], dtype=np.int64)[self.reply_T]
+
 
 def render(
     tokenizer: PreTrainedTokenizerBase,

@@ -52,9 +52,9 @@ def held_out_likelihood(
         if one.truncated:
             records.append(_not_scored(chat, "truncated"))
             continue
-        reply_bytes_T = np.array([len(reply.encode()) for reply in chat.replies])[one.reply_T]
-        at = np.flatnonzero((one.reply_T >= 0) & (one.reply_starts_T < reply_bytes_T))
-        at = at[at > 0]
+        reply_bytes_T = one.reply_bytes_T(chat.replies)
+        at = one.reply_positions
+        at = at[(one.reply_starts_T < reply_bytes_T)[at]]
         if not len(at):
             records.append(_not_scored(chat, "empty reply"))
             continue

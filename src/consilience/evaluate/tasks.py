@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from consilience.chat import render_prompt
-from consilience.config import Settings
+from consilience.config import Settings, known
 from consilience.errors import DataError, pick
 from consilience.models import ChatModel, sample_greedily
 from consilience.records import Message, messages_of, read_rows
@@ -35,15 +36,9 @@ class TaskSettings(Settings):
     """A file of questions and the rule that checks the replies."""
 
     path: str
-    match: str = "exact"
+    match: Annotated[str, known(lambda: MATCHES, "match rule")] = "exact"
     max_new_tokens: int = Field(64, ge=1)
     limit: int | None = Field(None, ge=1)
-
-    @field_validator("match")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        pick(MATCHES, name, "match rule")
-        return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,7 @@ class SupervisedExamples(Dataset[Example]):
 
     def __getitem__(self, item: int) -> Example:
         one = self.rendered[item]
-        positions = np.flatnonzero(one.reply_T >= 0)
-        positions = positions[positions > 0]
+        positions = one.reply_positions
         none = np.zeros((len(positions), 1))
         ones = np.ones(len(positions), dtype=np.float32)
         return Example(

@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from consilience.align import VOCABULARY_MAPPINGS, Alignment, align_spans, count_pairs, exact_matches
-from consilience.config import Settings
+from consilience.config import Settings, known
 from consilience.errors import DataError, pick
 from consilience.fuse.represent import Representation, Shard
 from consilience.run import write_json
@@ -30,14 +30,10 @@ class AlignSettings(Settings):
     """How a source's positions and tokens are matched with the pivot's."""
 
     sequence: Literal["spans"] = "spans"
-    vocabulary: str = Field("statistics", description=f"one of {', '.join(VOCABULARY_MAPPINGS)}")
+    vocabulary: Annotated[str, known(lambda: VOCABULARY_MAPPINGS, "vocabulary mapping")] = Field(
+        "statistics", description=f"one of {', '.join(VOCABULARY_MAPPINGS)}"
+    )
     min_matched: float = Field(0.2, ge=0, le=1, description="least share of pivot positions that must match")
-
-    @field_validator("vocabulary")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        pick(VOCABULARY_MAPPINGS, name, "vocabulary mapping")
-        return name
 
 
 class Match:

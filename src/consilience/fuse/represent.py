@@ -194,12 +194,6 @@ def _render_all(
     return rendered, aside
 
 
-def reply_positions(rendered: Rendered) -> NDArray[np.intp]:
-    """Places of the reply's tokens; the very first token of a text has no prediction and is left out."""
-    positions = np.flatnonzero(rendered.reply_T >= 0)
-    return positions[positions > 0]
-
-
 def _score_shard(
     chat_model: ChatModel,
     chunk: Sequence[Conversation],
@@ -207,12 +201,12 @@ def _score_shard(
     first: int,
     settings: RepresentSettings,
 ) -> Shard:
-    read = [(index, one) for index, one in enumerate(rendered) if one is not None and len(reply_positions(one))]
+    read = [(index, one) for index, one in enumerate(rendered) if one is not None and len(one.reply_positions)]
     scored = dict(
         score_replies(
             chat_model,
             [one.ids_T for _, one in read],
-            [reply_positions(one) for _, one in read],
+            [one.reply_positions for _, one in read],
             top_k=settings.top_k,
             batch_tokens=settings.batch_tokens,
             names=[chunk[index].id for index, _ in read],
@@ -220,8 +214,7 @@ def _score_shard(
     )
     parts: list[tuple[Any, ...]] = []
     for order, (index, one) in enumerate(read):
-        at = reply_positions(one)
-        reply_bytes = np.array([len(reply.encode()) for reply in chunk[index].replies])
+        at = one.reply_positions
         scores = scored[order]
         parts.append(
             (
@@ -230,7 +223,7 @@ def _score_shard(
                 at.astype(np.int32),
                 one.reply_starts_T[at].astype(np.int32),
                 one.reply_ends_T[at].astype(np.int32),
-                one.reply_starts_T[at] >= reply_bytes[one.reply_T[at]],
+                (one.reply_starts_T >= one.reply_bytes_T(chunk[index].replies))[at],
                 one.ids_T[at].astype(np.int32),
                 scores.gold_logprobs_N,
                 scores.ids_NK,

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from consilience.align import Alignment, SparseRows, project
-from consilience.config import Settings
+from consilience.config import Settings, known
 from consilience.errors import pick
 from consilience.fuse.match import Match
 from consilience.fuse.represent import Representation, Shard
@@ -31,19 +31,15 @@ GOLD, PIVOT = -1, 0  # teachers that are no source
 class SelectSettings(Settings):
     """How pivot's and sources' distributions become one target. The defaults are FuseChat's (arXiv 2408.07990)."""
 
-    function: str = Field("min_ce", description="min_ce | avg_ce")
+    function: Annotated[str, known(lambda: FUSION_FUNCTIONS, "fusion function")] = Field(
+        "min_ce", description="min_ce | avg_ce"
+    )
     per: Literal["sequence", "token", "dataset"] = Field("sequence", description="where min_ce decides anew")
     pivot_wins: Literal["pivot", "gold"] = Field("pivot", description="the teacher where no source beats the pivot")
     unmatched: Literal["mask", "gold"] = Field(
         "mask", description="a position without partner: gold at gold_weight (mask), or at full weight (gold)"
     )
     gold_weight: float = Field(0.9, ge=0, le=1, description="w of w·CLM + (1-w)·fusion")
-
-    @field_validator("function")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        pick(FUSION_FUNCTIONS, name, "fusion function")
-        return name
 
 
 @dataclass(frozen=True, slots=True)

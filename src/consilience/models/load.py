@@ -36,14 +36,21 @@ class ChatModel:
 
 
 def load_model(
-    path: str | Path, *, name: str = "", dtype: str = "float32", code: bool = False, place: bool = True
+    path: str | Path,
+    *,
+    name: str = "",
+    dtype: str = "float32",
+    code: bool = False,
+    place: bool = True,
+    tokenizer: Any = None,
 ) -> ChatModel:
     """The chat model at `path` in evaluation mode, on the GPU where there is one; on the CPU unless `place`.
 
-    `code` allows the checkpoint's own Python code to run. Raises `BackendError` when it cannot be loaded, or lacks
-    weights (which transformers would draw at random).
+    `code` allows the checkpoint's own Python code to run; a `tokenizer` that is loaded already is not loaded again.
+    Raises `BackendError` when it cannot be loaded, or lacks weights (which transformers would draw at random).
     """
-    tokenizer = load_tokenizer(path, code=code)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path, code=code)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,

@@ -33,7 +33,6 @@ from consilience.chat import Rendered, render, token_bytes
 from consilience.chat.template import template_of
 from consilience.errors import BackendError, ConfigError, DataError, pick
 from consilience.fuse.match import with_end
-from consilience.fuse.represent import reply_positions
 from consilience.models import load_tokenizer
 from consilience.records import Conversation, read_conversations
 from consilience.report import write_alignment_report
@@ -228,10 +227,9 @@ class _Side:
     def of(cls, rendered: Sequence[Rendered], chats: Sequence[Conversation], tokenizer: Any) -> _Side:
         parts = []
         for index, (one, chat) in enumerate(zip(rendered, chats, strict=True)):
-            at = reply_positions(one)
-            reply_bytes = np.array([len(reply.encode()) for reply in chat.replies])
+            at = one.reply_positions
             reply, starts, ends = one.reply_T[at], one.reply_starts_T[at], one.reply_ends_T[at]
-            closes = (starts >= reply_bytes[reply]) & (ends > starts)
+            closes = (starts >= one.reply_bytes_T(chat.replies)[at]) & (ends > starts)
             parts.append((one.ids_T[at], np.full(len(at), index), reply, starts, ends, closes))
         ids_N, conversation_N, reply_N, start_N, end_N, closes_N = map(np.concatenate, zip(*parts, strict=True))
         return cls(

@@ -116,6 +116,7 @@ class _Fusion:
 
     def __init__(self, recipe: FuseRecipe, places: Places, run: RunFolder, on_progress: OnProgress) -> None:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
+        self.tokenizers: dict[str, Any] = {}  # by model; some take a second to read
 
     def carry_out(self) -> FuseResult:
         if self.recipe.tiny is not None:
@@ -161,12 +162,21 @@ class _Fusion:
         gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        chat_model = load_model(
-            self.paths[name], name=name, dtype=dtype, code=self.recipe.trust_remote_code, place=place
+        return load_model(
+            self.paths[name],
+            name=name,
+            dtype=dtype,
+            code=self.recipe.trust_remote_code,
+            place=place,
+            tokenizer=self._tokenizer(name),
         )
-        return replace(chat_model, tokenizer=self._tokenizer(name))
 
     def _tokenizer(self, name: str) -> Any:
+        if name not in self.tokenizers:
+            self.tokenizers[name] = self._read_tokenizer(name)
+        return self.tokenizers[name]
+
+    def _read_tokenizer(self, name: str) -> Any:
         tokenizer = load_tokenizer(self.paths[name], code=self.recipe.trust_remote_code)
         if self.recipe.represent.template == "pivot" and not tokenizer.chat_template and name != PIVOT:
             tokenizer.chat_template = self._pivot_template()  # a base model may be a source, too

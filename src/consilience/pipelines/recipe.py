@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from consilience.align import VOCABULARY_MAPPINGS
-from consilience.config import Settings
+from consilience.config import Settings, known
 from consilience.errors import BackendError, ConfigError, nearest, pick
 from consilience.evaluate import TaskSettings
 from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSettings
@@ -55,15 +55,9 @@ class VariantSettings(Settings):
     """One more target, with other settings than the recipe's: for comparisons inside one run."""
 
     sources: tuple[str, ...]
-    vocabulary: str | None = None
+    vocabulary: Annotated[str | None, known(lambda: VOCABULARY_MAPPINGS, "vocabulary mapping")] = None
     select: SelectSettings | None = None
-    loss: str | None = None
-
-    @model_validator(mode="after")
-    def _are_known(self) -> Self:
-        pick(VOCABULARY_MAPPINGS, self.vocabulary or "exact", "vocabulary mapping")
-        pick(LOSSES, self.loss or "ce", "fusion loss")
-        return self
+    loss: Annotated[str | None, known(lambda: LOSSES, "fusion loss")] = None
 
 
 class TargetSettings(Settings):
@@ -100,7 +94,7 @@ class FuseRecipe(Settings):
     represent: RepresentSettings = RepresentSettings()
     align: AlignSettings = AlignSettings()
     select: SelectSettings = SelectSettings()
-    loss: str = "ce"
+    loss: Annotated[str, known(lambda: LOSSES, "fusion loss")] = "ce"
     train: TrainSettings = TrainSettings()
     targets: TargetSettings = TargetSettings()
     merges: dict[str, MergeSettings] = {"sce": MergeSettings(method="sce")}
@@ -110,12 +104,6 @@ class FuseRecipe(Settings):
     seed: int = 0
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: one per core")
     trust_remote_code: bool = False
-
-    @field_validator("loss")
-    @classmethod
-    def _known_loss(cls, name: str) -> str:
-        pick(LOSSES, name, "fusion loss")
-        return name
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
