@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,16 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from consilience.align import align_spans
+from consilience.align import (
+    SEQUENCE_ALIGNMENTS,
+    VOCABULARY_MAPPINGS,
+    Spelling,
+    TokenText,
+    Vocabularies,
+    align_spans,
+    exact_matches,
+    likeliest_partner,
+)
 from consilience.align.published import (
     Choice,
     count_warped,
@@ -29,8 +39,8 @@ from consilience.align.published import (
     same_spelling,
     sigmoid_weighted,
 )
-from consilience.align.warping import SEQUENCE_ALIGNMENTS, Marks, Warping
-from consilience.chat.pieces import Style, piece_bytes
+from consilience.align.warping import WARPINGS, Marks, Warping
+from consilience.chat.pieces import BYTE_PIECE, Style, piece_bytes
 
 CHECKS = Path(__file__).parents[3] / "shared" / "checks" / "fusion"
 pytestmark = pytest.mark.skipif(
@@ -43,6 +53,7 @@ UNK, BOS, END_OF_TURN = 0, 1, 32_000  # of the pivot
 END_OF_TEXT, IM_END = 151_643, 151_645  # of Qwen
 CHATS = ("chat_long", "chat_mid_nopad", "chat_short_nopad")
 PADDED_TO = 2048
+CONTROL = re.compile(rb"[\x00-\x1f]")
 TURN_END = b"\xff"  # no text: the token that ends a turn, whatever a tokenizer calls it
 
 
@@ -72,7 +83,7 @@ def vocabulary(name: str) -> list[str]:
 
 @cache
 def warping(implementation: str, name: str) -> Warping:
-    return SEQUENCE_ALIGNMENTS[ALIGNMENT[implementation]](*text(name).spelled(implementation), MARKS)
+    return WARPINGS[ALIGNMENT[implementation]](*text(name).spelled(implementation), MARKS)
 
 
 @cache
@@ -83,7 +94,7 @@ def counts(implementation: str) -> Any:
         ids, tokens = text(name).arrays, text(name).spelled(implementation)
         pivot_ids, pivot_tokens = _padded(ids["base_ids"], tokens[0], UNK, "<unk>")
         source_ids, source_tokens = _padded(ids["blend_ids"], tokens[1], END_OF_TEXT, "<|endoftext|>")
-        warped = SEQUENCE_ALIGNMENTS[ALIGNMENT[implementation]](pivot_tokens, source_tokens, MARKS)
+        warped = WARPINGS[ALIGNMENT[implementation]](pivot_tokens, source_tokens, MARKS)
         total = total + count_warped(pivot_ids, source_ids, warped, total.shape)
         if name != "chat_long":
             total = total + count_warped(ids["base_ids"], ids["blend_ids"], warping(implementation, name), total.shape)
@@ -165,6 +176,39 @@ def test_nearest_spellings_are_equal() -> None:
     assert mined() == _reference_mined()
 
 
+def test_edit_distance_takes_the_nearest_spellings() -> None:
+    """MinED as a mapping of bytes gives the published partners, but for what is spelled in bytes on one side."""
+    listed, pivot_bytes = _reference_mined(), _bytes("pivot", Style.SENTENCEPIECE)
+    source_bytes = [piece_bytes(token, Style.SENTENCEPIECE) for token in listed]
+    counted = sparse.csr_array((len(listed), len(pivot_bytes)), dtype=np.int64)
+    partner = _partners("edit_distance", source_bytes, pivot_bytes, counted)
+    ours = {token: vocabulary("pivot")[id_] for token, id_ in zip(listed, partner, strict=True)}
+    # '<0x26>' looks like '2026' to the published code; it is one character, '&', that is nothing like it.
+    spelled_in_bytes = {token for token, theirs in listed.items() if BYTE_PIECE.fullmatch(theirs)} | {"Ċ"}
+    assert {token for token in listed if ours[token] != listed[token]} <= spelled_in_bytes
+    assert len(spelled_in_bytes) == 7
+    assert len(listed) == 2881
+
+
+def test_fusechat2_takes_the_sigmoid_weighted_partners() -> None:
+    """The mapping of bytes, on the published counts, gives the published partners but for two kinds of source tokens.
+
+    Where the vocabularies' own strings are bytes on one side and a character on the other ('Ċ' and '<0x0A>', 'Ã©' and
+    'é') the published distances are between those strings. What was never counted is on `<unk>` there.
+    """
+    source_bytes, pivot_bytes = _bytes("qwen", Style.BYTE_LEVEL), _bytes("pivot", Style.SENTENCEPIECE)
+    ours, theirs = _partners("fusechat2", source_bytes, pivot_bytes, counts("v2")), _pivot_ids("v2", "ms")
+    text = np.array([piece is not None for piece in source_bytes])
+    plain = np.array([piece is not None and piece.isascii() and not CONTROL.search(piece) for piece in source_bytes])
+    counted = np.diff(counts("v2").tocsr().indptr) > 0
+    assert (plain & counted).sum() > 1000
+    _assert_same(ours[plain & counted], theirs[plain & counted].astype(ours.dtype))
+    assert (ours[text & counted] != theirs[text & counted]).sum() == 12  # of 1,095: line feeds, tabs, é, 中, two emoji
+    never = plain & ~counted & (ours < 0)
+    assert (theirs[never] == UNK).all()
+    assert never.sum() > 60_000
+
+
 @pytest.mark.parametrize(
     ("name", "matchable_percent"),
     [("chat_long", 86.4), ("chat_mid_nopad", 85.2), ("chat_short_nopad", 83.7), ("lm_long", 83.7)],
@@ -183,6 +227,44 @@ def test_spans_match_all_that_can_be_matched_and_nothing_else(name: str, matchab
     assert 100 * alignment.matched_P.mean() == pytest.approx(matchable_percent, abs=0.05)
     for position in np.flatnonzero(alignment.matched_P):
         assert b"".join(pivot[:position]) == b"".join(source[: alignment.source_P[position]])
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "correct_percent", "wrong_percent"),
+    [
+        ("fusellm", "lm_long", 63.2, 0.0),
+        ("fusechat2", "chat_long", 82.7, 0.4),
+        ("fusechat2", "chat_mid_nopad", 80.1, 0.6),
+        ("fusechat2", "chat_short_nopad", 76.4, 6.5),
+    ],
+)
+def test_sequence_alignments_are_as_right_as_the_published(
+    method: str, name: str, correct_percent: float, wrong_percent: float
+) -> None:
+    """The shares of fusion.md, section 8, of positions that the published code aligned rightly and wrongly.
+
+    A text counts as one reply here. Which token of a row is looked at (see above) can move one position of it.
+    """
+    tokens = text(name).tokens
+    sides = []
+    for side, style, mark in (("base", Style.SENTENCEPIECE, MARKS.pivot), ("blend", Style.BYTE_LEVEL, MARKS.source)):
+        starts, ends = _spans(_pieces(tokens[f"{side}_raw"], style))
+        spelling = Spelling(tokens[f"{side}_raw"], tokens[f"{side}_dec"], mark)
+        sides.append(TokenText(starts, ends, np.arange(len(starts)), spelling))
+    found, exact = SEQUENCE_ALIGNMENTS[method](*sides).source_P, SEQUENCE_ALIGNMENTS["spans"](*sides).source_P
+    one_position = 100 / len(found) + 0.05  # and the rounding of the table
+    assert 100 * ((found >= 0) & (found == exact)).mean() == pytest.approx(correct_percent, abs=one_position)
+    assert 100 * ((found >= 0) & (found != exact)).mean() == pytest.approx(wrong_percent, abs=one_position)
+
+
+def _bytes(name: str, style: Style) -> list[bytes | None]:
+    special = {"<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|end_of_turn|>", "<|pad_0|>"}
+    return [None if token in special else piece_bytes(token, style) for token in vocabulary(name)]
+
+
+def _partners(mapping: str, source: list[bytes | None], pivot: list[bytes | None], counted: Any) -> np.ndarray:
+    known = Vocabularies(counted, exact_matches(source, pivot), source, pivot)
+    return likeliest_partner(VOCABULARY_MAPPINGS[mapping](known))
 
 
 def _choices(implementation: str, mode: str, name: str) -> list[Choice]:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+BLOCK = 4096  # rows
+
 
 class SparseRows(NamedTuple):
     """Likeliest pivot tokens per position; a row sums to at most one, and what is missing is "any other token"."""
@@ -33,12 +35,21 @@ def project(ids_NK: NDArray[Any], logprobs_NK: NDArray[Any], mapping: Any, *, ke
 
 def _likeliest(rows: Any, keep: int) -> SparseRows:
     """The `keep` largest entries of every row; ties go to the lower id, so the result does not depend on storage."""
-    row_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    order = np.lexsort((rows.indices, -rows.data, row_of))
-    rank = np.arange(len(order)) - rows.indptr[row_of]
-    kept = order[rank < keep]
-    ids_NJ = np.zeros((rows.shape[0], keep), dtype=np.int32)
-    probs_NJ = np.zeros((rows.shape[0], keep), dtype=np.float32)
-    ids_NJ[row_of[kept], rank[rank < keep]] = rows.indices[kept]
-    probs_NJ[row_of[kept], rank[rank < keep]] = rows.data[kept]
-    return SparseRows(ids_NJ, probs_NJ)
+    rows.eliminate_zeros()
+    rows.sort_indices()
+    found = SparseRows(
+        np.zeros((rows.shape[0], keep), dtype=np.int32), np.zeros((rows.shape[0], keep), dtype=np.float32)
+    )
+    for first in range(0, rows.shape[0], BLOCK):
+        indptr = rows.indptr[first : first + BLOCK + 1]
+        entries, counts = slice(indptr[0], indptr[-1]), np.diff(indptr)
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(len(row_of)) - (indptr[:-1] - indptr[0])[row_of]
+        # A block is small enough to be sorted as a dense table; ids ascend in it, so a stable sort keeps the lower.
+        shape = len(counts), max(int(counts.max()), keep)
+        ids_NW, probs_NW = np.zeros(shape, dtype=np.int32), np.zeros(shape)
+        ids_NW[row_of, rank], probs_NW[row_of, rank] = rows.indices[entries], rows.data[entries]
+        best_NJ = np.argsort(-probs_NW, axis=1, kind="stable")[:, :keep]
+        found.ids_NJ[first : first + BLOCK] = np.take_along_axis(ids_NW, best_NJ, axis=1)
+        found.probs_NJ[first : first + BLOCK] = np.take_along_axis(probs_NW, best_NJ, axis=1)
+    return found

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from consilience.align.vocabulary import count_pairs
+from consilience.align.counting import count_pairs
 from consilience.align.warping import Marks, Tokens, Warping, edit_distances, strip, tenth_if_inside
 
 Ints = NDArray[np.integer[Any]]

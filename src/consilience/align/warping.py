@@ -43,7 +43,7 @@ class Warping(NamedTuple):
         return [row.tolist() for row in np.split(self.source_V, self.offsets[1:-1])]
 
 
-SequenceAlignment = Callable[[Tokens, Tokens, Marks], Warping]
+WarpingMethod = Callable[[Tokens, Tokens, Marks], Warping]
 
 
 def fusellm(pivot_tokens: Tokens, source_tokens: Tokens, marks: Marks) -> Warping:
@@ -62,7 +62,7 @@ def fusechat2(pivot_tokens: Tokens, source_tokens: Tokens, marks: Marks) -> Warp
     return _warp(pivot_tokens, source_tokens, marks, _marks_if_nothing_else, left_before_up=True)
 
 
-SEQUENCE_ALIGNMENTS: dict[str, SequenceAlignment] = {
+WARPINGS: dict[str, WarpingMethod] = {
     "fusellm": fusellm,
     "fusechat1": fusechat1,
     "fusechat2": fusechat2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,9 +55,11 @@ class Reader:
     def encode(self, text: str, as_text: Sequence[Span] = ()) -> Encoded:
         """`text` as ids without added BOS or EOS, and the byte span of every token.
 
-        A part of the text that no token covers (a trimmed blank) goes to the token after it. A token that covers
-        nothing (a dummy prefix) has start == end. Control tokens inside one of the byte spans `as_text` are spelt out
-        in ordinary tokens. Raises `DataError` when a tokenizer without offsets cannot be followed through the text.
+        A part of the text that no token covers goes to the token after it (a trimmed blank) or before it (an accent
+        that a normalizer drew into its letter). A token that covers nothing has start == end: a dummy prefix, and all
+        but the first of those that a normalizer made of the same characters. Control tokens inside one of the byte
+        spans `as_text` are spelt out in ordinary tokens. Raises `DataError` when a tokenizer without offsets cannot be
+        followed through the text.
         """
         tokens = self._tokens(text)
         ends = self._ends(text, tokens)
@@ -101,9 +104,19 @@ class Reader:
         ends: list[int] = []
         for group in _overlapping(tokens.offsets):
             first, last = tokens.offsets[group.start][0], max(tokens.offsets[t][1] for t in group)
-            lengths = [len(pieces[t]) for t in group]
-            if sum(lengths) == last - first + 1 and self._begins_with_mark(tokens.pieces[group.start]):
-                lengths[0] -= 1  # the dummy prefix shares the offsets of the first character
+            if ends and content[ends[-1] : first].strip():
+                # An accent that a normalizer drew into the character before it, or dropped.
+                moved = bisect_left(ends, ends[-1])
+                ends[moved:] = [first] * (len(ends) - moved)
+            written, lengths = b"".join(pieces[group.start : group.stop]), [len(pieces[t]) for t in group]
+            if written == content[ends[-1] if ends else 0 : last]:
+                first = last - len(written)  # offsets leave out the blanks in front that a token has
+            elif len(written) == last - first + 1 and self._begins_with_mark(tokens.pieces[group.start]):
+                written, lengths[0] = written[1:], lengths[0] - 1  # the dummy prefix shares the first one's offsets
+            if len(group) > 1 and written != content[first:last]:
+                # A normalizer rewrote the characters ('ﬁ' as 'f', 'i'): no byte is where the second token begins.
+                ends += [last] * len(group)
+                continue
             for t, covered in zip(group, accumulate(lengths)):
                 ends.append(max(ends[-1] if ends else 0, min(first + covered, tokens.offsets[t][1])))
             ends[-1] = max(ends[-1], last)

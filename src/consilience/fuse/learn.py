@@ -1,6 +1,6 @@
 """Learn: a copy of the pivot trained on its targets; the examples, the batches and the objective.
 
-Shapes: B conversations, T tokens, N reply positions of the batch, J candidates, V vocabulary.
+Shapes: B conversations, T tokens, N reply positions of the batch, J candidates, V vocabulary, C chunks, M of the N.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from consilience.align.pieces import SharedPieces
 from consilience.chat import Rendered
 from consilience.errors import pick
-from consilience.fuse.losses import LOSSES, gold_nll
-from consilience.fuse.select import Targets, load_targets
+from consilience.fuse.losses import LOSSES, after, chunk_loss, gold_nll, over_pieces
+from consilience.fuse.select import GOLD, NO_CHUNK, Targets, load_targets
+from consilience.fuse.teach import MERGED, TOKENS, UNTAUGHT
 from consilience.train import Objective
+
+Pieces = Mapping[int, Mapping[int, SharedPieces]]
 
 IGNORED = -100
 SHARDS_HELD = 4
@@ -38,6 +43,10 @@ class Example:
     probs_NJ: NDArray[np.float32]
     gold_weight_N: NDArray[np.float32]
     fusion_weight_N: NDArray[np.float32]
+    teacher_N: NDArray[np.int8]
+    space_N: NDArray[np.int8]
+    chunk_N: NDArray[np.int32]
+    chunk_logprob_N: NDArray[np.float32]
 
 
 class FusionExamples(Dataset[Example]):
@@ -70,6 +79,10 @@ class FusionExamples(Dataset[Example]):
             shard.probs_NJ[at],
             shard.gold_weight_N[at],
             shard.fusion_weight_N[at],
+            shard.teacher_N[at],
+            shard.space_N[at],
+            shard.chunk_N[at],
+            shard.chunk_logprob_N[at],
         )
 
     def _shard(self, number: int) -> Targets:
@@ -92,10 +105,19 @@ class SupervisedExamples(Dataset[Example]):
     def __getitem__(self, item: int) -> Example:
         one = self.rendered[item]
         positions = one.reply_positions
-        none = np.zeros((len(positions), 1))
-        ones = np.ones(len(positions), dtype=np.float32)
+        count = len(positions)
         return Example(
-            self.names[item], one.ids_T, positions, none.astype(np.int32), none.astype(np.float32), ones, 0 * ones
+            self.names[item],
+            one.ids_T,
+            positions,
+            ids_NJ=np.zeros((count, 1), dtype=np.int32),
+            probs_NJ=np.zeros((count, 1), dtype=np.float32),
+            gold_weight_N=np.ones(count, dtype=np.float32),
+            fusion_weight_N=np.zeros(count, dtype=np.float32),
+            teacher_N=np.full(count, GOLD, dtype=np.int8),
+            space_N=np.full(count, TOKENS, dtype=np.int8),
+            chunk_N=np.full(count, NO_CHUNK, dtype=np.int32),
+            chunk_logprob_N=np.full(count, UNTAUGHT),
         )
 
 
@@ -123,13 +145,44 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
         "target_probs": torch.from_numpy(np.concatenate([e.probs_NJ for e in examples])),
         "gold_weight": torch.from_numpy(np.concatenate([e.gold_weight_N for e in examples])),
         "fusion_weight": torch.from_numpy(np.concatenate([e.fusion_weight_N for e in examples])),
+        "teacher": torch.from_numpy(np.concatenate([e.teacher_N for e in examples])),
+        "space": torch.from_numpy(np.concatenate([e.space_N for e in examples])),
+        "chunk": torch.from_numpy(_renumbered([e.chunk_N for e in examples])),
+        "chunk_logprob": torch.from_numpy(np.concatenate([e.chunk_logprob_N for e in examples])),
         "names": [example.name for example in examples],
     }
 
 
-def fusion_objective(loss: str) -> Objective:
-    """`sum_n gold_weight_n · CLM_n + fusion_weight_n · loss_n` over a batch's reply positions, in nats."""
+def _renumbered(chunk_N_of: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """The chunks of a batch numbered 0, 1, ... through all its conversations; NO_CHUNK stays."""
+    parts, first = [], 0
+    for chunk_N in chunk_N_of:
+        inside = chunk_N != NO_CHUNK
+        numbers, renumbered = np.unique(chunk_N[inside], return_inverse=True)
+        part = np.full(len(chunk_N), NO_CHUNK, dtype=np.int64)
+        part[inside] = renumbered + first
+        parts.append(part)
+        first += len(numbers)
+    return np.concatenate(parts)
+
+
+def fusion_objective(loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0) -> Objective:
+    """`sum_n gold_weight_n · CLM_n + fusion_weight_n · loss_n + sum_c fusion_weight_c · chunk_loss_c`, in nats.
+
+    Over a batch's reply positions n and taught chunks c. `pieces` gives `pieces_of` every teacher whose rows are in
+    pieces, by its number in the targets.
+    """
     sparse_loss = pick(LOSSES, loss, "fusion loss")
+
+    def outcomes(logits_MV: Tensor, batch: Mapping[str, Any], at_M: Tensor, teacher: int, space: int) -> Tensor:
+        """The student's log-odds of the outcomes that a teacher's rows speak of."""
+        if space == MERGED:
+            return after(logits_MV, batch["ahead"][at_M])
+        if space == TOKENS:
+            return logits_MV
+        shared = pieces[teacher][space]
+        piece_V = torch.from_numpy(shared.of_pivot.astype(np.int64)).to(logits_MV.device)
+        return over_pieces(logits_MV, piece_V, len(shared.texts))
 
     def objective(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
@@ -138,11 +191,44 @@ def fusion_objective(loss: str) -> Objective:
         gold_nll_N = gold_nll(logits_NV, gold_N)
         total = (batch["gold_weight"] * gold_nll_N).sum()
         sums = {"gold": gold_nll_N.sum()}
-        fused_N = batch["fusion_weight"] > 0
-        if fused_N.any():
-            fusion_M = sparse_loss(logits_NV[fused_N], batch["target_ids"][fused_N], batch["target_probs"][fused_N])
-            total = total + (batch["fusion_weight"][fused_N] * fusion_M).sum()
-            sums["fusion"] = fusion_M.sum()
+        weight_N = batch["fusion_weight"]
+        batch = {**batch, "ahead": _ahead(-gold_nll_N, batch["chunk"])}
+        fused_N = (weight_N > 0) & batch["target_probs"].gt(0).any(-1)
+        kinds = torch.stack([batch["teacher"], batch["space"]], dim=1)
+        for teacher, space in torch.unique(kinds[fused_N], dim=0).tolist():
+            at_M = (fused_N & (kinds == torch.tensor([teacher, space], device=kinds.device)).all(1)).nonzero()[:, 0]
+            student = outcomes(logits_NV[at_M], batch, at_M, teacher, space)
+            fusion_M = sparse_loss(student, batch["target_ids"][at_M], batch["target_probs"][at_M])
+            total = total + (weight_N[at_M] * fusion_M).sum()
+            sums["fusion"] = sums.get("fusion", 0) + fusion_M.sum()
+        chunked_N = (weight_N > 0) & batch["chunk_logprob"].isfinite()
+        if chunked_N.any():
+            chunk_M = torch.unique(batch["chunk"][chunked_N], return_inverse=True)[1]
+            first_C = _first_places(chunk_M)
+            student_C = torch.zeros(len(first_C), device=chunk_M.device).index_add(0, chunk_M, -gold_nll_N[chunked_N])
+            loss_C = chunk_loss(student_C, batch["chunk_logprob"][chunked_N][first_C], chunk_temperature)
+            total = total + (weight_N[chunked_N][first_C] * loss_C).sum()
+            sums["chunk"] = loss_C.sum()
         return {"loss": total} | sums
 
     return objective
+
+
+def _ahead(gold_logprob_N: Tensor, chunk_N: Tensor) -> Tensor:
+    """Log-probability (nats) of the tokens of its chunk that stand before each position; 0 outside of chunks."""
+    inside_N = chunk_N != NO_CHUNK
+    logprob_N = torch.where(inside_N, gold_logprob_N, 0.0)
+    before_N = logprob_N.cumsum(0) - logprob_N
+    ahead_N = torch.zeros_like(before_N)
+    if inside_N.any():
+        first_C = _first_places(chunk_N[inside_N])
+        before_M = before_N[inside_N]
+        ahead_N[inside_N] = before_M - before_M[first_C][chunk_N[inside_N]]
+    return ahead_N
+
+
+def _first_places(chunk_M: Tensor) -> Tensor:
+    """Where each of the chunks 0, 1, ... stands first, shape [C]."""
+    places_M = torch.arange(len(chunk_M), device=chunk_M.device)
+    first_C = torch.full((int(chunk_M.max()) + 1,), len(chunk_M), dtype=torch.long, device=chunk_M.device)
+    return first_C.scatter_reduce(0, chunk_M, places_M, "amin")

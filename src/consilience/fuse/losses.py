@@ -12,6 +12,7 @@ from torch import Tensor
 
 SparseLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+SMALLEST = 1e-30  # of a probability whose logarithm is taken
 ROUNDING = 1e-6  # a rest of probability below what float32 sums resolve counts as none
 
 
@@ -52,3 +53,36 @@ def _rest(probs_NJ: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, SparseLoss] = {"ce": cross_entropy, "kl": forward_kl}
+
+
+def over_pieces(student_logits_NV: Tensor, piece_V: Tensor, pieces: int) -> Tensor:
+    """The student's log-probabilities of the pieces that its next token begins with, shape [N, pieces + 1].
+
+    `piece_V` is the piece of every token, below 0 where it has none: those tokens together are the last outcome.
+    """
+    probs_NV = student_logits_NV.float().softmax(-1)
+    group_V = torch.where(piece_V < 0, pieces, piece_V)
+    sums_NR = torch.zeros(len(probs_NV), pieces + 1, device=probs_NV.device).index_add(1, group_V, probs_NV)
+    return sums_NR.clamp_min(SMALLEST).log()
+
+
+def after(student_logits_NV: Tensor, ahead_N: Tensor) -> Tensor:
+    """Log-probabilities of "what was said before, then this token", shape [N, V + 1].
+
+    `ahead_N` is the student's log-probability (nats) of what was said before; the last outcome is "anything else".
+    """
+    logprobs_NV = student_logits_NV.float().log_softmax(-1) + ahead_N[:, None]
+    otherwise_N = torch.log1p(-ahead_N.exp().clamp_max(1 - ROUNDING))
+    return torch.cat([logprobs_NV, torch.where(ahead_N < 0, otherwise_N, -torch.inf)[:, None]], dim=1)
+
+
+def chunk_loss(student_logprob_C: Tensor, teacher_logprob_C: Tensor, temperature: float = 1.0) -> Tensor:
+    """How far two models are apart on the likelihood of a chunk of text, shape [C] (ALM, arXiv 2503.20083, eq. 4).
+
+    The Kullback-Leibler divergence between two coins that fall on "this chunk" with p^(1/temperature), times the
+    temperature, so that its gradient does not shrink as 1/temperature: zero where the models agree.
+    """
+    teacher_C, student_C = teacher_logprob_C.float() / temperature, student_logprob_C.float() / temperature
+    teacher_not_C, student_not_C = (torch.log(-torch.expm1(x_C.clamp_max(-ROUNDING))) for x_C in (teacher_C, student_C))
+    kl_C = teacher_C.exp() * (teacher_C - student_C) + teacher_not_C.exp() * (teacher_not_C - student_not_C)
+    return temperature * kl_C

@@ -6,9 +6,12 @@ Shapes: P positions of the pivot in a shard, S of the source.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +19,36 @@ from pydantic import Field
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from consilience.align import VOCABULARY_MAPPINGS, Alignment, align_spans, count_pairs, exact_matches
+from consilience.align import (
+    END,
+    SEQUENCE_ALIGNMENTS,
+    VOCABULARY_MAPPINGS,
+    Alignment,
+    PairCounter,
+    Spelling,
+    TokenText,
+    Vocabularies,
+    exact_matches,
+)
+from consilience.chat.pieces import BLANK_MARK, Style, style_of
 from consilience.config import Settings, known
-from consilience.errors import DataError, pick
+from consilience.errors import ConfigError, DataError, pick
 from consilience.fuse.represent import Representation, Shard
 from consilience.run import write_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 EXAMPLES, EXAMPLE_TOKENS = 3, 24
-END = b"\xff<end of reply>"  # no text: stands for the token that closes a reply, whatever a model calls it
+THREADS = 4  # at most: each has a shard of either model in memory
 
 
 class AlignSettings(Settings):
     """How a source's positions and tokens are matched with the pivot's."""
 
-    sequence: Literal["spans"] = "spans"
+    sequence: Annotated[str, known(lambda: SEQUENCE_ALIGNMENTS, "sequence alignment")] = Field(
+        "spans", description=f"one of {', '.join(SEQUENCE_ALIGNMENTS)}"
+    )
     vocabulary: Annotated[str, known(lambda: VOCABULARY_MAPPINGS, "vocabulary mapping")] = Field(
         "statistics", description=f"one of {', '.join(VOCABULARY_MAPPINGS)}"
     )
@@ -50,7 +69,18 @@ class Match:
     def vocabulary(self, name: str) -> Any:
         """The vocabulary mapping called `name`, a sparse [source vocabulary, pivot vocabulary] matrix."""
         method = pick(VOCABULARY_MAPPINGS, name, "vocabulary mapping")
-        return method(sparse.load_npz(self.folder / "counts.npz"), sparse.load_npz(self.folder / "matches.npz"))
+        return method(self.vocabularies)
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        """What is known of the tokens of source and pivot, END for the token that closes a reply."""
+        texts = load_file(self.folder / "tokens.safetensors")
+        return Vocabularies(
+            counts=sparse.load_npz(self.folder / "counts.npz"),
+            matches=sparse.load_npz(self.folder / "matches.npz"),
+            source_bytes=_unpacked(texts, "source"),
+            pivot_bytes=_unpacked(texts, "pivot"),
+        )
 
 
 def match(
@@ -60,31 +90,60 @@ def match(
     source_bytes: Sequence[bytes | None],
     settings: AlignSettings,
     folder: Path,
+    *,
+    spellings: tuple[Spelling, Spelling] | None = None,
 ) -> Match:
     """Aligns `source` to `pivot` shard by shard, counts which tokens begin together, and writes both to `folder`.
 
-    `pivot_bytes` and `source_bytes` give the text of every token (None: a control token). Raises `DataError` when
-    none of the pivot's positions finds a partner, or less than `settings.min_matched` of them do.
+    `pivot_bytes` and `source_bytes` give the text of every token (None: a control token), `spellings` how pivot and
+    source write it, which only the published sequence alignments ask for. Raises `DataError` when none of the pivot's
+    positions finds a partner, or less than `settings.min_matched` of them do.
     """
+    align = pick(SEQUENCE_ALIGNMENTS, settings.sequence, "sequence alignment")
+    pivot_spelling, source_spelling = spellings or (None, None)
     shape = (source.vocabulary_size, pivot.vocabulary_size)
-    counts = sparse.csr_array(shape, dtype=np.int64)
-    ends: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-    tally = _Tally(pivot.manifest["conversations"])
-    for index, (pivot_shard, source_shard) in enumerate(zip(pivot, source, strict=True)):
-        alignment = align_spans(pivot_shard.starts_N, pivot_shard.ends_N, source_shard.starts_N, source_shard.ends_N)
+    counter = PairCounter(shape)
+
+    def match_shard(index: int) -> _MatchedShard:
+        ours, theirs = pivot.shard(index), source.shard(index)
+        alignment = align(
+            TokenText(ours.starts_N, ours.ends_N, ours.gold_ids_N, pivot_spelling),
+            TokenText(theirs.starts_N, theirs.ends_N, theirs.gold_ids_N, source_spelling),
+        )
         at = alignment.matched_P
-        partners = alignment.source_P[at]
-        counts = counts + count_pairs(source_shard.gold_ids_N[partners], pivot_shard.gold_ids_N[at], shape)
-        ends.append((_closing_ids(source_shard), _closing_ids(pivot_shard)))
-        tally.add(pivot_shard, source_shard, alignment, pivot_bytes, source_bytes)
+        counter.add(theirs.gold_ids_N[alignment.source_P[at]], ours.gold_ids_N[at])
         save_file(alignment._asdict(), folder / f"alignment-{index:05d}.safetensors")
-    source_end, pivot_end = (np.concatenate(ids) for ids in zip(*ends, strict=True))
-    matches = exact_matches(with_end(source_bytes, source_end, shape[0]), with_end(pivot_bytes, pivot_end, shape[1]))
-    sparse.save_npz(folder / "counts.npz", counts)
-    sparse.save_npz(folder / "matches.npz", matches)
-    write_json(folder / "quality.json", tally.summary())
-    tally.refuse_below(settings.min_matched, source.manifest["model"])
+        return _MatchedShard.of(ours, theirs, alignment, pivot_bytes, source_bytes)
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        shards = [*pool.map(match_shard, range(max(pivot.shards, source.shards)))]
+    source_end, pivot_end = (np.concatenate(ids) for ids in zip(*(shard.closing_ids for shard in shards), strict=True))
+    source_texts, pivot_texts = with_end(source_bytes, source_end, shape[0]), with_end(pivot_bytes, pivot_end, shape[1])
+    sparse.save_npz(folder / "counts.npz", counter.total())
+    sparse.save_npz(folder / "matches.npz", exact_matches(source_texts, pivot_texts))
+    save_file(_packed("source", source_texts) | _packed("pivot", pivot_texts), folder / "tokens.safetensors")
+    quality = _quality(shards, pivot.manifest["conversations"])
+    write_json(folder / "quality.json", quality)
+    _refuse_below(settings.min_matched, quality, source.manifest["model"])
     return Match(folder)
+
+
+def spelling_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Spelling:
+    """How `tokenizer` writes the tokens of a vocabulary of `size`, for the published sequence alignments.
+
+    Raises `ConfigError` for a vocabulary without a mark for the blank before a word: they cannot read it.
+    """
+    style = style_of(tokenizer)
+    if style is Style.WORDPIECE:
+        raise ConfigError(
+            f"tokenizer {tokenizer.name_or_path!r} marks what goes on with a word (##), not the blank before one, and "
+            "the published sequence alignments cannot read that. Take align.sequence=spans."
+        )
+    mark = {Style.BYTE_LEVEL: "Ġ", Style.SENTENCEPIECE: BLANK_MARK, Style.TEXT: " "}[style]
+    ids = range(min(size, len(tokenizer)))
+    padding = [""] * (size - len(ids))  # rows of the head that no token has
+    raw = [token or "" for token in tokenizer.convert_ids_to_tokens([*ids])]
+    return Spelling([*raw, *padding], [*(str(tokenizer.decode([id_])) for id_ in ids), *padding], mark)
 
 
 def _closing_ids(shard: Shard) -> NDArray[np.int32]:
@@ -100,57 +159,88 @@ def with_end(token_bytes: Sequence[bytes | None], end_ids: NDArray[np.int32], si
     return table
 
 
-class _Tally:
-    """How much of the pivot's text a source covers, conversation by conversation, with a few lines to look at."""
+def _packed(side: str, texts: Sequence[bytes | None]) -> dict[str, NDArray[Any]]:
+    """The texts of a vocabulary end to end, where each one ends, and which tokens have one at all."""
+    return {
+        f"{side}_text": np.frombuffer(b"".join(text or b"" for text in texts), dtype=np.uint8),
+        f"{side}_ends": np.cumsum([len(text or b"") for text in texts], dtype=np.int32),
+        f"{side}_is_text": np.array([text is not None for text in texts], dtype=bool),
+    }
 
-    def __init__(self, conversations: int) -> None:
-        self.positions = np.zeros(conversations, dtype=np.int64)
-        self.matched = np.zeros(conversations, dtype=np.int64)
-        self.one_to_one = 0
-        self.examples: list[dict[str, Any]] = []
 
-    def add(
-        self,
+def _unpacked(packed: Mapping[str, NDArray[Any]], side: str) -> list[bytes | None]:
+    text, ends = packed[f"{side}_text"].tobytes(), packed[f"{side}_ends"].tolist()
+    spans = zip([0, *ends[:-1]], ends, packed[f"{side}_is_text"].tolist(), strict=True)
+    return [text[start:end] if is_text else None for start, end, is_text in spans]
+
+
+class _MatchedShard(NamedTuple):
+    """How much of the pivot's text in one shard a source covers, with a few lines to look at. C conversations."""
+
+    conversation_C: NDArray[np.int32]  # those that the shard has positions of
+    positions_C: NDArray[np.int64]
+    matched_C: NDArray[np.int64]
+    one_to_one: int
+    closing_ids: tuple[NDArray[np.int32], NDArray[np.int32]]  # source's and pivot's, one per reply
+    examples: list[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
         pivot: Shard,
         source: Shard,
         alignment: Alignment,
         pivot_bytes: Sequence[bytes | None],
         source_bytes: Sequence[bytes | None],
-    ) -> None:
-        size = len(self.positions)
-        self.positions += np.bincount(pivot.conversation_N, minlength=size)
-        self.matched += np.bincount(pivot.conversation_N[alignment.matched_P], minlength=size)
-        self.one_to_one += int(alignment.one_to_one_P.sum())
+    ) -> _MatchedShard:
+        conversation_C, number_P = np.unique(pivot.conversation_N, return_inverse=True)
+        size, matched_P = len(conversation_C), alignment.matched_P
         partnered_S = np.zeros(len(source.gold_ids_N), dtype=bool)
-        partnered_S[alignment.source_P[alignment.matched_P]] = True
-        for conversation in np.unique(pivot.conversation_N)[: EXAMPLES - len(self.examples)]:
+        partnered_S[alignment.source_P[matched_P]] = True
+        examples = []
+        for conversation in conversation_C[:EXAMPLES]:
             of_pivot = np.flatnonzero(pivot.conversation_N == conversation)[:EXAMPLE_TOKENS]
             last = pivot.ends_N[of_pivot[-1]]
             of_source = np.flatnonzero((source.conversation_N == conversation) & (source.ends_N <= last))
-            self.examples.append(
+            examples.append(
                 {
-                    "pivot": _tokens(pivot, of_pivot, alignment.matched_P, pivot_bytes),
+                    "pivot": _tokens(pivot, of_pivot, matched_P, pivot_bytes),
                     "source": _tokens(source, of_source, partnered_S, source_bytes),
                 }
             )
+        return cls(
+            conversation_C,
+            np.bincount(number_P, minlength=size),
+            np.bincount(number_P[matched_P], minlength=size),
+            int(alignment.one_to_one_P.sum()),
+            (_closing_ids(source), _closing_ids(pivot)),
+            examples,
+        )
 
-    def summary(self) -> dict[str, Any]:
-        return {
-            "positions": self.positions.tolist(),
-            "matched": self.matched.tolist(),
-            "one_to_one": self.one_to_one,
-            "examples": self.examples,
-        }
 
-    def refuse_below(self, least: float, source: str) -> None:
-        total = int(self.positions.sum())
-        share = int(self.matched.sum()) / max(total, 1)
-        if not self.matched.any() or share < least:
-            raise DataError(
-                f"source {source}: only {share:.1%} of the pivot's {total} reply positions begin where one of its own "
-                f"tokens begins; align.min_matched asks for {least:.1%}. Its chat template may rewrite the replies: "
-                "try represent.template=pivot, or leave this source out."
-            )
+def _quality(shards: Sequence[_MatchedShard], conversations: int) -> dict[str, Any]:
+    """What `quality.json` holds: positions and matched ones by conversation, and the first examples."""
+    positions, matched = np.zeros((2, conversations), dtype=np.int64)
+    for shard in shards:
+        positions[shard.conversation_C] += shard.positions_C
+        matched[shard.conversation_C] += shard.matched_C
+    return {
+        "positions": positions.tolist(),
+        "matched": matched.tolist(),
+        "one_to_one": sum(shard.one_to_one for shard in shards),
+        "examples": [example for shard in shards for example in shard.examples][:EXAMPLES],
+    }
+
+
+def _refuse_below(least: float, quality: Mapping[str, Any], source: str) -> None:
+    total, matched = sum(quality["positions"]), sum(quality["matched"])
+    share = matched / max(total, 1)
+    if not matched or share < least:
+        raise DataError(
+            f"source {source}: only {share:.1%} of the pivot's {total} reply positions stand beside one of its "
+            f"own; align.min_matched asks for {least:.1%}. Its chat template may rewrite the replies: "
+            "try represent.template=pivot, or leave this source out."
+        )
 
 
 def _tokens(

@@ -9,23 +9,25 @@ Shapes: P positions of the pivot in a shard, S of a source, J candidates, M teac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.numpy import load_file, save_file
 
-from consilience.align import Alignment, SparseRows, project
+from consilience.align import Alignment, SparseRows
 from consilience.config import Settings, known
-from consilience.errors import pick
+from consilience.errors import ConfigError, pick
 from consilience.fuse.match import Match
 from consilience.fuse.represent import Representation, Shard
+from consilience.fuse.teach import TEACHINGS, TOKENS, UNTAUGHT, Lesson, Link, pieces_of
 from consilience.run import write_json
 
 GOLD, PIVOT = -1, 0  # teachers that are no source
+NO_CHUNK = -1
 
 
 class SelectSettings(Settings):
@@ -40,6 +42,18 @@ class SelectSettings(Settings):
         "mask", description="a position without partner: gold at gold_weight (mask), or at full weight (gold)"
     )
     gold_weight: float = Field(0.9, ge=0, le=1, description="w of w·CLM + (1-w)·fusion")
+    teach: Annotated[str, known(lambda: TEACHINGS, "way of teaching")] = Field(
+        "tokens", description=f"what a source teaches: one of {', '.join(TEACHINGS)}"
+    )
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if self.function == "avg_ce" and self.teach != "tokens":
+            raise ConfigError(
+                f"select.function avg_ce averages distributions over pivot tokens, got select.teach {self.teach!r}. "
+                "Give select.teach=tokens, or select.function=min_ce."
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,9 @@ class Targets:
     gold_weight_N: NDArray[np.float32]
     fusion_weight_N: NDArray[np.float32]
     teacher_N: NDArray[np.int8]  # GOLD, PIVOT, or 1 + index of the source; avg_ce: the heaviest
+    space_N: NDArray[np.int8]  # what the ids are: `teach`
+    chunk_N: NDArray[np.int32]  # the chunk that the teacher's text and the pivot's share here, NO_CHUNK elsewhere
+    chunk_logprob_N: NDArray[np.float32]  # nats, the teacher's of the whole chunk; NaN where that is not taught
 
 
 def load_targets(folder: Path, index: int) -> Targets:
@@ -73,7 +90,8 @@ def select(
     conversation. Without sources the target is the gold text alone: plain supervised fine-tuning.
     """
     fuse = pick(FUSION_FUNCTIONS, settings.function, "fusion function")
-    mappings = [found.vocabulary(mapping) for _, found, mapping in sources.values()]
+    teach = pick(TEACHINGS, settings.teach, "way of teaching")
+    links = [_link(found, mapping) for _, found, mapping in sources.values()]
     group_of = np.unique(np.array(groups), return_inverse=True)[1] if len(groups) else np.zeros(0, dtype=np.int64)
     evidence = [_Evidence(len(groups)) for _ in sources]
     for index, pivot_shard in enumerate(pivot):
@@ -85,9 +103,9 @@ def select(
         matched = []
         for number, (name, (source, found, _)) in enumerate(sources.items()):
             shard, alignment = source.shard(index), found.alignment(index)
-            rows = _rows_at(shard, alignment, mappings[number], pivot_shard.ids_NK.shape[1])
-            matched.append(Teacher(shard, alignment, rows, evidence[number]))
-            mass[name] += _mass(shard, alignment, rows, pivot_shard.conversation_N, len(groups))
+            lesson = teach(pivot_shard, shard, alignment, links[number])
+            matched.append(Teacher(shard, alignment, lesson, evidence[number]))
+            mass[name] += _mass(shard, alignment, lesson.rows, pivot_shard.conversation_N, len(groups))
         targets = fuse(pivot_shard, matched, group_of, settings)
         partial = folder / "targets.partial"
         save_file(
@@ -142,14 +160,8 @@ class Teacher:
 
     shard: Shard
     alignment: Alignment
-    rows_PJ: SparseRows
+    lesson: Lesson
     evidence: _Evidence
-
-    @property
-    def taught_P(self) -> NDArray[np.bool_]:
-        """Where the source has a distribution with any mass in the pivot's vocabulary."""
-        has_mass_P: NDArray[np.bool_] = self.rows_PJ.probs_NJ.sum(1) > 0
-        return self.alignment.matched_P & has_mass_P
 
 
 def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:
@@ -166,14 +178,20 @@ def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
             gain_MP[number] = by_conversation[pivot.conversation_N]
     chosen_P = gain_MP.argmax(0)  # ties go to the pivot
     ids_PJ, probs_PJ = _rows_of_pivot(pivot)
-    has_rows_P = np.full(len(chosen_P), settings.pivot_wins == "pivot" and bool(teachers))
+    taught_P = np.full(len(chosen_P), settings.pivot_wins == "pivot" and bool(teachers))
+    space_P, chunk_P = np.full(len(chosen_P), TOKENS, dtype=np.int8), np.full(len(chosen_P), NO_CHUNK, dtype=np.int32)
+    chunk_logprob_P = np.full(len(chosen_P), UNTAUGHT)
     for number, teacher in enumerate(teachers, start=1):
         mine = chosen_P == number
-        ids_PJ[mine], probs_PJ[mine] = teacher.rows_PJ.ids_NJ[mine], teacher.rows_PJ.probs_NJ[mine]
-        has_rows_P[mine] = teacher.taught_P[mine]
+        rows, space = teacher.lesson.rows, teacher.lesson.space_P
+        ids_PJ[mine], probs_PJ[mine], space_P[mine] = rows.ids_NJ[mine], rows.probs_NJ[mine], space[mine]
+        chunk_P[mine] = teacher.alignment.chunk_P[mine]
+        chunk_logprob_P[mine] = teacher.lesson.chunk_logprob_P[mine]
+        taught_P[mine] = teacher.lesson.taught_P[mine]
     if settings.pivot_wins == "gold" or not teachers:
         chosen_P = np.where(chosen_P == PIVOT, GOLD, chosen_P)
-    return _targets(pivot, ids_PJ, probs_PJ, chosen_P, has_rows_P, settings)
+    found = _targets(pivot, SparseRows(ids_PJ, probs_PJ), chosen_P, taught_P, settings)
+    return replace(found, space_N=space_P, chunk_N=chunk_P, chunk_logprob_N=chunk_logprob_P)
 
 
 def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:
@@ -189,23 +207,23 @@ def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
     present_MP = np.ones((1 + len(teachers), columns), dtype=bool)
     for number, teacher in enumerate(teachers, start=1):
         loss_MP[number] = _per_position([teacher.evidence.source_nats], [teacher.evidence])[pivot.conversation_N]
-        present_MP[number] = teacher.taught_P
+        present_MP[number] = teacher.lesson.has_rows_P
     evidence = [teacher.evidence for teacher in teachers]
     if teachers:
         loss_MP[PIVOT] = _per_position([one.pivot_nats for one in evidence], evidence)[pivot.conversation_N]
     weight_MP = np.exp(np.exp(-loss_MP)) * present_MP
     weight_MP /= weight_MP.sum(0)
     own_ids_PJ, own_probs_PJ = _rows_of_pivot(pivot)
-    ids_PJ = np.concatenate([own_ids_PJ, *(teacher.rows_PJ.ids_NJ for teacher in teachers)], axis=1)
+    ids_PJ = np.concatenate([own_ids_PJ, *(teacher.lesson.rows.ids_NJ for teacher in teachers)], axis=1)
     probs_PJ = np.concatenate(
         [
             weight_MP[0][:, None] * own_probs_PJ,
-            *(weight_MP[n][:, None] * t.rows_PJ.probs_NJ for n, t in enumerate(teachers, start=1)),
+            *(weight_MP[n][:, None] * t.lesson.rows.probs_NJ for n, t in enumerate(teachers, start=1)),
         ],
         axis=1,
     )
-    merged = _add_up(ids_PJ, probs_PJ)
-    return _targets(pivot, *merged, weight_MP.argmax(0), np.asarray(present_MP[1:].any(0)), settings)
+    merged = SparseRows(*_add_up(ids_PJ, probs_PJ))
+    return _targets(pivot, merged, weight_MP.argmax(0), np.asarray(present_MP[1:].any(0)), settings)
 
 
 def _per_position(nats: Sequence[NDArray[np.float64]], evidence: Sequence[_Evidence]) -> NDArray[np.float64]:
@@ -246,15 +264,8 @@ def _rows_of_pivot(pivot: Shard) -> tuple[NDArray[np.int32], NDArray[np.float32]
     return pivot.ids_NK.copy(), np.exp(pivot.logprobs_NK.astype(np.float32))
 
 
-def _rows_at(shard: Shard, alignment: Alignment, mapping: Any, keep: int) -> SparseRows:
-    """The source's distributions in pivot tokens, one row per pivot position; empty where there is no partner."""
-    at = alignment.matched_P
-    ids_PJ = np.zeros((len(at), keep), dtype=np.int32)
-    probs_PJ = np.zeros((len(at), keep), dtype=np.float32)
-    partners = alignment.source_P[at]
-    rows = project(shard.ids_NK[partners], shard.logprobs_NK[partners], mapping, keep=keep)
-    ids_PJ[at], probs_PJ[at] = rows.ids_NJ, rows.probs_NJ
-    return SparseRows(ids_PJ, probs_PJ)
+def _link(found: Match, mapping: str) -> Link:
+    return Link(found.vocabularies, found.vocabulary(mapping), pieces_of(found.vocabularies))
 
 
 def _mass(
@@ -283,25 +294,26 @@ def _add_up(ids_PJ: NDArray[np.int32], probs_PJ: NDArray[np.float64]) -> tuple[A
 
 def _targets(
     pivot: Shard,
-    ids_PJ: NDArray[np.int32],
-    probs_PJ: NDArray[np.float32],
+    rows: SparseRows,
     teacher_P: NDArray[np.int64],
-    has_rows_P: NDArray[np.bool_],
+    taught_P: NDArray[np.bool_],
     settings: SelectSettings,
 ) -> Targets:
     """Weights from the choice of teachers: gold alone at full weight, a distribution beside gold, or gold unmatched."""
-    fused_P = (teacher_P != GOLD) & has_rows_P
+    fused_P = (teacher_P != GOLD) & taught_P
     unmatched_weight = settings.gold_weight if settings.unmatched == "mask" else 1.0
     gold_weight_P = np.where(teacher_P == GOLD, 1.0, np.where(fused_P, settings.gold_weight, unmatched_weight))
-    probs_PJ = np.where(fused_P[:, None], probs_PJ, 0)
     return Targets(
         conversation_N=pivot.conversation_N,
         position_N=pivot.position_N,
-        ids_NJ=ids_PJ,
-        probs_NJ=probs_PJ.astype(np.float32),
+        ids_NJ=rows.ids_NJ,
+        probs_NJ=np.where(fused_P[:, None], rows.probs_NJ, 0).astype(np.float32),
         gold_weight_N=gold_weight_P.astype(np.float32),
         fusion_weight_N=np.where(fused_P, 1 - settings.gold_weight, 0).astype(np.float32),
         teacher_N=teacher_P.astype(np.int8),
+        space_N=np.full(len(teacher_P), TOKENS, dtype=np.int8),
+        chunk_N=np.full(len(teacher_P), NO_CHUNK, dtype=np.int32),
+        chunk_logprob_N=np.full(len(teacher_P), UNTAUGHT),
     )
 
 
@@ -311,8 +323,8 @@ def _count_teachers(
     """Adds to `tally[group][teacher]` the positions that each teacher teaches; "unmatched" where it has no row."""
     called = np.array([*("pivot", *names), "gold"], dtype=object)  # GOLD is -1: the last
     teacher = called[targets.teacher_N.astype(np.int64)]
-    has_rows = targets.probs_NJ.any(1)
-    teacher = np.where((targets.teacher_N != GOLD) & ~has_rows, "unmatched", teacher)
+    taught = targets.probs_NJ.any(1) | np.isfinite(targets.chunk_logprob_N)
+    teacher = np.where((targets.teacher_N != GOLD) & ~taught, "unmatched", teacher)
     for conversation, name in zip(targets.conversation_N.tolist(), teacher.tolist(), strict=True):
         counts = tally.setdefault(groups[conversation], {})
         counts[name] = counts.get(name, 0) + 1

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from consilience.align import Spelling
 from consilience.chat import Rendered, render, render_prompt, token_bytes
 from consilience.config import load_recipe
 from consilience.errors import ConfigError, DataError
@@ -35,10 +36,12 @@ from consilience.fuse import (
     collate,
     fusion_objective,
     match,
+    pieces_of,
     refuse_top_k,
     represent,
     select,
 )
+from consilience.fuse.match import spelling_of
 from consilience.merge import merge_checkpoints
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, vocabulary_size
 from consilience.pipelines.card import model_card
@@ -218,10 +221,20 @@ class _Fusion:
                 token_bytes(self._tokenizer(name)),
                 self.recipe.align,
                 folder,
+                spellings=self._spellings(name),
             )
             self.on_progress(f"align {name}", 1, 1)
 
         return Match(self.run.stage(f"align/{name}", make))
+
+    def _spellings(self, source: str) -> tuple[Spelling, Spelling] | None:
+        """How pivot and source write their tokens, if the sequence alignment goes by that."""
+        if self.recipe.align.sequence == "spans":
+            return None
+        pivot, other = (
+            spelling_of(self._tokenizer(name), self.representations[name].vocabulary_size) for name in (PIVOT, source)
+        )
+        return pivot, other
 
     def _select(self, target: Target) -> Path:
         def make(folder: Path) -> None:
@@ -243,12 +256,13 @@ class _Fusion:
 
         def make(folder: Path) -> None:
             pivot = self._load(PIVOT, place=False)  # Trainer knows which GPU is this process's
+            pieces = {n: pieces_of(self.matches[name].vocabularies) for n, name in enumerate(target.sources, start=1)}
             examples = self._sampled_examples(replies) if replies is not None else self._fusion_examples(chosen)
             model, curve = train(
                 pivot.model.float().train(),  # bfloat16 training is autocast over float32 weights
                 examples,
                 collate,
-                fusion_objective(target.loss),
+                fusion_objective(target.loss, pieces, chunk_temperature=self.recipe.chunk_temperature),
                 self.recipe.train,
                 folder,
                 seed=seed_of(self.recipe.seed, "train"),  # the same order of examples for every target

@@ -18,6 +18,7 @@ from consilience.train import TrainSettings
 
 FILE_NAME = re.compile(r"(?!.*\.partial$)\w[\w.-]*")  # names of models and tasks become folders of the run
 TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
+WITHOUT_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
 class TinySettings(Settings):
@@ -58,6 +59,7 @@ class VariantSettings(Settings):
     vocabulary: Annotated[str | None, known(lambda: VOCABULARY_MAPPINGS, "vocabulary mapping")] = None
     select: SelectSettings | None = None
     loss: Annotated[str | None, known(lambda: LOSSES, "fusion loss")] = None
+    seqkd: bool = Field(False, description="the sources' own replies in place of their distributions")
 
 
 class TargetSettings(Settings):
@@ -95,6 +97,7 @@ class FuseRecipe(Settings):
     align: AlignSettings = AlignSettings()
     select: SelectSettings = SelectSettings()
     loss: Annotated[str, known(lambda: LOSSES, "fusion loss")] = "ce"
+    chunk_temperature: float = Field(1.0, gt=0, description="of the chunk likelihoods that select.teach may teach")
     train: TrainSettings = TrainSettings()
     targets: TargetSettings = TargetSettings()
     merges: dict[str, MergeSettings] = {"sce": MergeSettings(method="sce")}
@@ -189,9 +192,14 @@ class Places:
         first = Path(name).parts[0] if "/" in name else ""
         return bool(first) and any((folder / first).is_dir() for folder in (self.recipe_folder, Path()))
 
-    def model(self, name: str) -> Path:
-        """The local folder of a model; a hub name is fetched, or found in the hub's cache, first."""
+    def model(self, name: str, *, weights: bool = True) -> Path:
+        """The local folder of a model; a hub name is fetched, or found in the hub's cache, first.
+
+        Without `weights` what is fetched is enough for the tokenizer.
+        """
         folder = self.file(name)
+        if folder.is_file():
+            raise BackendError(f"{name!r} is a file. Give the folder that it is in, or a hub name (owner/model).")
         if folder.exists() or self.is_made_here(name):
             return folder
         if name.count("/") != 1 or name.startswith((".", "/", "~")) or self.is_path(name):
@@ -199,13 +207,13 @@ class Places:
             there_are = [entry.name for entry in beside.iterdir()] if beside.is_dir() else []
             raise BackendError(
                 f"no model folder {name!r}.{nearest(Path(name).name, there_are)} "
-                f"Paths are relative to the recipe ({self.recipe_folder.resolve()})."
+                f"Paths are relative to {self.recipe_folder.resolve()}; a hub name is owner/model."
             )
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+            patterns = [*WITHOUT_WEIGHTS, *(("*.safetensors",) if weights else ())]
             return Path(snapshot_download(name, allow_patterns=patterns))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from consilience.align import likeliest_partner
 from consilience.errors import DataError
 from consilience.evaluate import Answer, Outcome, Question, ReplyLikelihood
 from consilience.fuse import Match, Representation
@@ -226,11 +227,10 @@ def _ratio_over_chats(parts: Sequence[float], wholes: Sequence[float], level: fl
 
 def _vocabulary(found: Match, name: str) -> dict[str, int]:
     """How many source tokens are mapped, and how: to a token of the same bytes, by statistics, or not at all."""
-    mapping = found.vocabulary(name).tocsr()
-    exact = found.vocabulary("exact").tocsr()
-    same = int(((mapping > 0).multiply(exact > 0)).sum())
-    counts = {"exact": same} | ({name: int(mapping.nnz) - same} if name != "exact" else {})
-    return counts | {"unmapped": mapping.shape[0] - int((mapping.sum(1) > 0).sum())}
+    partner = likeliest_partner(found.vocabulary(name))
+    same = (partner >= 0) & (partner == likeliest_partner(found.vocabulary("exact")))
+    counts = {"exact": int(same.sum())} | ({name: int(((partner >= 0) & ~same).sum())} if name != "exact" else {})
+    return counts | {"unmapped": int((partner < 0).sum())}
 
 
 def _path_of(recipe: FuseRecipe, run: RunFolder, name: str, path: Path) -> str:

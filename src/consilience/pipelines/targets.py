@@ -37,5 +37,6 @@ def targets_of(recipe: FuseRecipe) -> list[Target]:
             variant.vocabulary or recipe.align.vocabulary,
             variant.select or recipe.select,
             variant.loss or recipe.loss,
+            sampled=variant.seqkd,
         )
     return [targets[name] for name in recipe.target_names]

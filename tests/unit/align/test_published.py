@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from consilience.align import SEQUENCE_ALIGNMENTS, Marks, Warping
+from consilience.align import WARPINGS, Marks, Warping
 from consilience.align.published import (
     count_warped,
     fusechat1_choices,
@@ -26,13 +26,13 @@ from consilience.align.published import (
 from consilience.errors import DataError
 
 MARKS = Marks(pivot="▁", source="Ġ")
-methods = pytest.mark.parametrize("method", sorted(SEQUENCE_ALIGNMENTS))
+methods = pytest.mark.parametrize("method", sorted(WARPINGS))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """Seconds that no single example should be charged with."""
-    SEQUENCE_ALIGNMENTS["fusellm"](["a"], ["a"], MARKS)
+    WARPINGS["fusellm"](["a"], ["a"], MARKS)
 
 
 # ---- sequence alignment ----
@@ -50,7 +50,7 @@ def _compiled() -> None:
     ],
 )
 def test_cost_of_a_pair_by_hand(source: str, pivot: str, fusellm: float, fusechat1: float, fusechat2: float) -> None:
-    costs = [SEQUENCE_ALIGNMENTS[name]([pivot], [source], MARKS).cost for name in ("fusellm", "fusechat1", "fusechat2")]
+    costs = [WARPINGS[name]([pivot], [source], MARKS).cost for name in ("fusellm", "fusechat1", "fusechat2")]
     assert costs == [fusellm, fusechat1, fusechat2]
 
 
@@ -61,7 +61,7 @@ def test_equal_ways_are_told_apart_as_published() -> None:
     #                         xya  4   2    5
     pivot, source = ["a", "xya", "abc"], ["a", "abc", "xya"]
     up, left = [[0], [0], [1, 2]], [[0, 1], [2], [2]]
-    warped = {name: align(pivot, source, MARKS) for name, align in SEQUENCE_ALIGNMENTS.items()}
+    warped = {name: align(pivot, source, MARKS) for name, align in WARPINGS.items()}
     assert warped["fusellm"].rows() == up
     assert warped["fusellm"].cost == 5
     assert warped["fusechat1"].rows() == up  # "a" inside the others: the twos become tenths, the order stays
@@ -72,7 +72,7 @@ def test_equal_ways_are_told_apart_as_published() -> None:
 
 @methods
 def test_the_diagonal_comes_first(method: str) -> None:
-    warped = SEQUENCE_ALIGNMENTS[method](["a", "a", "a"], ["a", "a"], MARKS)
+    warped = WARPINGS[method](["a", "a", "a"], ["a", "a"], MARKS)
     assert warped.rows() == [[0], [0], [1]]  # (1, 2), (0, 1), then along the edge to (0, 0)
     assert warped.cost == 0
 
@@ -80,7 +80,7 @@ def test_the_diagonal_comes_first(method: str) -> None:
 @methods
 def test_texts_without_tokens_are_refused(method: str) -> None:
     with pytest.raises(DataError, match="0 source tokens onto 1 pivot"):
-        SEQUENCE_ALIGNMENTS[method](["a"], [], MARKS)
+        WARPINGS[method](["a"], [], MARKS)
 
 
 words = st.lists(st.text("abĠ", max_size=3), min_size=1, max_size=4)
@@ -97,7 +97,7 @@ def test_no_other_path_is_cheaper(pivot: list[str], source: list[str]) -> None:
         rest = [cheapest(*cell) for cell in before if min(cell) >= 0]
         return pair(s, p) + min(rest, default=0)
 
-    warped = SEQUENCE_ALIGNMENTS["fusellm"](pivot, source, MARKS)
+    warped = WARPINGS["fusellm"](pivot, source, MARKS)
     assert warped.cost == cheapest(len(source) - 1, len(pivot) - 1)
     path = [(s, p) for p, row in enumerate(warped.rows()) for s in row]
     assert sum(pair(*cell) for cell in path) == warped.cost
@@ -110,7 +110,7 @@ def test_no_other_path_is_cheaper(pivot: list[str], source: list[str]) -> None:
 @methods
 @given(words)
 def test_a_text_warped_onto_itself_is_free(method: str, tokens: list[str]) -> None:
-    warped = SEQUENCE_ALIGNMENTS[method](tokens, tokens, Marks("Ġ", "Ġ"))
+    warped = WARPINGS[method](tokens, tokens, Marks("Ġ", "Ġ"))
     assert warped.rows() == [[i] for i in range(len(tokens))]
     assert warped.cost == 0
 

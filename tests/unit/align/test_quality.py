@@ -12,12 +12,14 @@ from scipy import sparse
 from consilience.align import (
     CHUNK_TYPES,
     Alignment,
+    TokenText,
     align_spans,
     chunk_types,
     likeliest_partner,
     most_frequent,
     side_by_side,
 )
+from consilience.align.quality import chunk_type, likeliest_successors, right_positions, weight_of_pairs
 
 
 def spans(*lengths: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,3 +96,60 @@ def test_most_frequent_by_hand() -> None:
     found = [tuple(token) for token in most_frequent(ids, chosen, 2)]
     assert found == [(3, 2, 2), (5, 2, 3)]  # id, at the chosen positions, at all
     assert most_frequent(ids, np.zeros(7, dtype=bool), 2) == []
+
+
+def test_the_type_of_a_chunk() -> None:
+    found = [chunk_type(*tokens) for tokens in ((1, 1), (1, 3), (2, 1), (2, 2), (0, 1), (1, 0))]
+    assert found == ["1-1", "1-n", "n-1", "n-m", "no chunk", "no chunk"]
+
+
+def test_right_positions_by_hand() -> None:
+    # pivot   ||ab|cd|e|    the first token has no bytes
+    # source  |ab|c|de|
+    pivot, source = TokenText(*spans(0, 2, 2, 1)), TokenText(*spans(2, 1, 2))
+    none = np.zeros(4, dtype=np.int32)
+
+    def right(*source_P: int) -> list[bool]:
+        return right_positions(Alignment(np.array(source_P, dtype=np.int32), none, none[:3]), pivot, source).tolist()
+
+    assert right(-1, 0, 1, -1) == [False, True, True, False]
+    assert right(0, 0, 2, 2) == [False, True, False, False]  # "de" begins at neither place
+
+
+@given(lengths, lengths)
+def test_spans_are_right_wherever_anything_can_be(ours: list[int], theirs: list[int]) -> None:
+    pivot, source = TokenText(*spans(*ours)), TokenText(*spans(*theirs))
+    by_spans = align_spans(pivot.starts_N, pivot.ends_N, source.starts_N, source.ends_N)
+    assert right_positions(by_spans, pivot, source).tolist() == by_spans.matched_P.tolist()
+    if theirs:
+        shifted = by_spans._replace(source_P=np.roll(by_spans.source_P, 1))
+        assert not (right_positions(shifted, pivot, source) & ~by_spans.matched_P).any()
+
+
+def test_likeliest_successors_by_hand() -> None:
+    # 7 is followed by 1, 1, 2, 3; 9 by 2 twice; the start of a text (-1) by 7
+    previous, ids = np.array([-1, 7, 7, 9, 7, 7, 9]), np.array([7, 1, 2, 2, 1, 3, 2])
+    rows, row_N = likeliest_successors(previous, ids, 10, 2)
+    dense = np.asarray(rows.todense())
+    assert row_N.tolist() == [0, 1, 1, 2, 1, 1, 2]
+    assert dense[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert dense[1].tolist() == [0, 0.5, 0.25, 0, 0, 0, 0, 0, 0, 0]  # of 2 and 3, as frequent, the lower id is kept
+    assert dense[2].tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 5)), min_size=1), st.integers(1, 6))
+def test_successors_are_shares_of_what_follows(pairs: list[tuple[int, int]], keep: int) -> None:
+    previous, ids = np.array(pairs).T
+    rows, row_N = likeliest_successors(previous, ids, 6, keep)
+    assert np.diff(rows.indptr).max() <= keep
+    held = np.asarray(rows.sum(1)).ravel()
+    kept = [len({id_ for other, id_ in pairs if other == before}) <= keep for before in np.unique(previous).tolist()]
+    assert ((held > 1 - 1e-12) == np.array(kept)).all()
+    assert (previous[np.unique(row_N, return_index=True)[1]] == np.unique(previous)).all()
+
+
+def test_the_weight_of_pairs_by_hand() -> None:
+    mapping = sparse.csr_array(np.array([[0.25, 0.75], [0, 0], [0, 1]], dtype=np.float32))
+    found = weight_of_pairs(mapping, np.array([0, 2, 0, 1, 0]), np.array([1, 0, 0, 1, 1]))
+    assert found.tolist() == [0.75, 0, 0.25, 0, 0.75]
+    assert not len(weight_of_pairs(mapping, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)))

@@ -7,7 +7,7 @@ from math import log
 import pytest
 import torch
 
-from consilience.fuse.losses import LOSSES, cross_entropy, forward_kl, gold_nll
+from consilience.fuse.losses import LOSSES, after, chunk_loss, cross_entropy, forward_kl, gold_nll, over_pieces
 
 THIRDS = torch.tensor([[0.5, 0.25, 0.25]]).log()  # a student over three tokens
 
@@ -68,3 +68,41 @@ def test_gradient_is_finite_at_saturation(loss: object) -> None:
 
 def test_kl_is_zero_where_student_and_teacher_agree() -> None:
     assert forward_kl(THIRDS, *rows([0, 1], [0.5, 0.25])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_over_pieces_adds_the_tokens_of_a_piece() -> None:
+    # Tokens 0 and 2 begin with piece 1, token 1 with none: 1/2 + 1/4 for the piece, 1/4 for "no piece".
+    logprobs = over_pieces(THIRDS, torch.tensor([1, -1, 1]), 2)
+    assert logprobs.exp()[0].tolist() == pytest.approx([0.0, 0.75, 0.25], abs=1e-6)
+
+
+def test_over_pieces_with_every_token_its_own_piece_changes_nothing() -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(4, 6)
+    logprobs = over_pieces(logits, torch.arange(6), 6)
+    assert logprobs[:, :6] == pytest.approx(logits.log_softmax(-1), abs=1e-6)
+
+
+def test_after_multiplies_up_and_keeps_one_outcome_for_the_rest() -> None:
+    probs = after(THIRDS, torch.tensor([log(0.4)])).exp()[0]
+    assert probs.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.6], abs=1e-6)
+    assert after(THIRDS, torch.tensor([0.0])).exp()[0].tolist() == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=1e-6)
+
+
+def test_chunk_loss_by_hand() -> None:
+    # Two coins: the teacher's falls on the chunk with 3/4, the student's with 1/2.
+    expected = 0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5)
+    assert chunk_loss(torch.tensor([log(0.5)]), torch.tensor([log(0.75)])).item() == pytest.approx(expected, abs=1e-6)
+    # At temperature 2 the coins fall with the square roots.
+    p, q = 0.75**0.5, 0.5**0.5
+    warm = 2 * (p * log(p / q) + (1 - p) * log((1 - p) / (1 - q)))
+    found = chunk_loss(torch.tensor([log(0.5)]), torch.tensor([log(0.75)]), temperature=2.0)
+    assert found.item() == pytest.approx(warm, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_chunk_loss_is_zero_at_equality_and_finite_at_the_ends(temperature: float) -> None:
+    logprobs = torch.tensor([-1e-9, -0.5, -40.0], requires_grad=True)
+    assert chunk_loss(logprobs, logprobs.detach(), temperature).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+    chunk_loss(logprobs, torch.tensor([-40.0, -0.5, -1e-9]), temperature).sum().backward()
+    assert torch.isfinite(logprobs.grad).all()

@@ -50,7 +50,9 @@ def test_amounts(world):
 def test_no_training_data_holds_a_prompt_of_a_task(tmp_path, monkeypatch):
     trained_on = {}
     monkeypatch.setattr(
-        tiny, "train_tiny", lambda name, chats, folder, *, spelling, **_: trained_on.update({name: [*chats, *spelling]})
+        tiny,
+        "train_tiny",
+        lambda name, recipe, chats, folder, *, spelling, **_: trained_on.update({name: [*chats, *spelling]}),
     )
     tiny.make_tiny_world(tmp_path, seed=1, steps_scale=0.2)
     trained_on["mixture"] = read_conversations(tmp_path / "mixture.jsonl")

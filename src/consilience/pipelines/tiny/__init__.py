@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from consilience.pipelines.tiny.models import MODELS, train_tiny
+from consilience.pipelines.tiny.models import MODELS, TinyModel, train_tiny
 from consilience.pipelines.tiny.world import SKILLS, draw_chats, draw_task, prompt_of, task_row
 from consilience.records import Conversation, row_of, write_jsonl
 from consilience.rng import stream
@@ -29,8 +29,9 @@ def make_tiny_world(
     seed: int,
     on_progress: Callable[[str, int, int], None] = lambda name, step, steps: None,
     steps_scale: float = 1.0,
+    models: Mapping[str, TinyModel] = MODELS,
 ) -> None:
-    """Writes the tiny world of `seed` under `folder`; about a minute on one core.
+    """Writes the tiny world of `seed`, with these `models`, under `folder`; about a minute on one core.
 
     `on_progress(model, step, steps)` is called after every training step. `steps_scale` below 1 trains shorter, for
     tests: the files are the same in kind, the models know less.
@@ -62,10 +63,11 @@ def make_tiny_world(
     keep_back(held_out)
 
     write_jsonl(folder / "mixture.jsonl", map(row_of, draw("mixture", dict.fromkeys(SKILLS, MIXTURE_PER_SKILL))))
-    for name, recipe in MODELS.items():
+    for name, recipe in models.items():
         prompts = [replace(chat, messages=chat.messages[:1]) for chat in draw(f"{name} prompts", recipe.unanswered)]
         train_tiny(
             name,
+            recipe,
             draw(name, {skill: math.ceil(count * min(1.0, steps_scale)) for skill, count in recipe.chats.items()}),
             folder / name,
             spelling=draw(f"{name} spelling", recipe.spelling) + prompts,

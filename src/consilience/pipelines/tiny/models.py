@@ -125,6 +125,7 @@ MODELS = {
 
 def train_tiny(
     name: str,
+    recipe: TinyModel,
     chats: Sequence[Conversation],
     folder: Path,
     *,
@@ -133,12 +134,11 @@ def train_tiny(
     steps: int,
     on_step: Callable[[int, int], None],
 ) -> None:
-    """Trains the tokenizer of model `name` on `spelling` and the model on `chats`, and saves both under `folder`.
+    """Trains the tokenizer of `recipe` on `spelling` and the model on `chats`, and saves both under `folder`.
 
     The loss is the mean cross-entropy over reply tokens, the end token among them. One thread and one seed: the same
     machine and library versions give the same weights, bit for bit.
     """
-    recipe = MODELS[name]
     tokenizer = recipe.tokenizer(spelling, recipe.vocabulary, recipe.template, recipe.special)
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     config = recipe.architecture(vocab_size=len(tokenizer), **special)
