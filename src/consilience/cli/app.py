@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from consilience import __version__
+from consilience.cli.align import align
 from consilience.errors import ConsilienceError
 
 app = typer.Typer(
@@ -93,32 +94,7 @@ def demo(
     _print_fusion(result, as_json)
 
 
-@app.command()
-def align(
-    pivot: Annotated[str, typer.Argument(help="The pivot's folder or hub name; only its tokenizer is read.")],
-    source: Annotated[str, typer.Argument(help="The source's folder or hub name; only its tokenizer is read.")],
-    chats: Annotated[Path, typer.Option(help="Chats: JSONL, JSON or Parquet.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many chats.")] = None,
-    template: Annotated[str, typer.Option(help="Whose chat template the source reads: native or pivot.")] = "native",
-    html: Annotated[Path | None, typer.Option(help="Write a page about it, with examples, to this file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --html.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """How well a source's tokens meet a pivot's on your chats: positions, chunks, vocabulary. No weights needed."""
-    from consilience.cli.progress import watching
-
-    with watching() as on_progress:
-        from consilience.pipelines.align import align_report
-
-        result = align_report(
-            pivot, source, chats, limit=limit, template=template, html=html, force=force, on_progress=on_progress
-        ).to_json()
-    if as_json:
-        print(json.dumps(result | {"html": str(html.resolve()) if html else None}))
-        return
-    from consilience.cli.tables import alignment_table
-
-    print(alignment_table(result) + (f"\n\npage    {html}" if html else ""))
+app.command()(align)
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:
