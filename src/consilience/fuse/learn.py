@@ -24,8 +24,19 @@ from consilience.errors import pick
 from consilience.fuse.losses import LOSSES, after, chunk_loss, gold_nll, over_pieces
 from consilience.fuse.select import GOLD, NO_CHUNK, Targets, load_targets
 from consilience.fuse.teach import MERGED, TOKENS, UNTAUGHT
-from consilience.train import Objective
+from consilience.train import Objective, loss_through_head
 
+SPACES = 8  # more than there are spaces of `teach`
+ROWS = (
+    "target_ids",
+    "target_probs",
+    "gold_weight",
+    "fusion_weight",
+    "teacher",
+    "space",
+    "chunk",
+    "chunk_logprob",
+)
 Pieces = Mapping[int, Mapping[int, SharedPieces]]
 
 IGNORED = -100
@@ -166,64 +177,83 @@ def _renumbered(chunk_N_of: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def fusion_objective(loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0) -> Objective:
+def fusion_objective(
+    loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0, **blocks: int
+) -> Objective:
     """`sum_n gold_weight_n · CLM_n + fusion_weight_n · loss_n + sum_c fusion_weight_c · chunk_loss_c`, in nats.
 
     Over a batch's reply positions n and taught chunks c. `pieces` gives `pieces_of` every teacher whose rows are in
-    pieces, by its number in the targets.
+    pieces, by its number in the targets; `blocks` goes to `train.loss_through_head`.
     """
     sparse_loss = pick(LOSSES, loss, "fusion loss")
 
-    def outcomes(logits_MV: Tensor, batch: Mapping[str, Any], at_M: Tensor, teacher: int, space: int) -> Tensor:
+    def outcomes(logits_MV: Tensor, ahead_M: Tensor, teacher: int, space: int) -> Tensor:
         """The student's log-odds of the outcomes that a teacher's rows speak of."""
-        if space == MERGED:
-            return after(logits_MV, batch["ahead"][at_M])
         if space == TOKENS:
             return logits_MV
+        if space == MERGED:
+            return after(logits_MV, ahead_M)
         shared = pieces[teacher][space]
         piece_V = torch.from_numpy(shared.of_pivot.astype(np.int64)).to(logits_MV.device)
         return over_pieces(logits_MV, piece_V, len(shared.texts))
 
-    def objective(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        learnt_BT = batch["shift_labels"] != IGNORED
-        logits_NV, gold_N = logits_BTV[learnt_BT], batch["shift_labels"][learnt_BT]
-        gold_nll_N = gold_nll(logits_NV, gold_N)
-        total = (batch["gold_weight"] * gold_nll_N).sum()
+    def sums_of(logits_NV: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over positions whose targets are `rows`; no chunk of text begins before or ends after them."""
+        gold_nll_N = gold_nll(logits_NV, rows["gold"])
+        total = (rows["gold_weight"] * gold_nll_N).sum()
         sums = {"gold": gold_nll_N.sum()}
-        weight_N = batch["fusion_weight"]
-        batch = {**batch, "ahead": _ahead(-gold_nll_N, batch["chunk"])}
-        fused_N = (weight_N > 0) & batch["target_probs"].gt(0).any(-1)
-        kinds = torch.stack([batch["teacher"], batch["space"]], dim=1)
-        for teacher, space in torch.unique(kinds[fused_N], dim=0).tolist():
-            at_M = (fused_N & (kinds == torch.tensor([teacher, space], device=kinds.device)).all(1)).nonzero()[:, 0]
-            student = outcomes(logits_NV[at_M], batch, at_M, teacher, space)
-            fusion_M = sparse_loss(student, batch["target_ids"][at_M], batch["target_probs"][at_M])
+        weight_N, kind_N = rows["fusion_weight"], rows["teacher"].long() * SPACES + rows["space"]
+        fused_N = (weight_N > 0) & rows["target_probs"].gt(0).any(-1)
+        ahead_N = _ahead(-gold_nll_N, rows["chunk"])
+        for kind in kind_N[fused_N].unique().tolist():
+            at_M = (fused_N & (kind_N == kind)).nonzero()[:, 0]
+            student = outcomes(logits_NV[at_M], ahead_N[at_M], kind // SPACES, kind % SPACES)
+            fusion_M = sparse_loss(student, rows["target_ids"][at_M], rows["target_probs"][at_M])
             total = total + (weight_N[at_M] * fusion_M).sum()
             sums["fusion"] = sums.get("fusion", 0) + fusion_M.sum()
-        chunked_N = (weight_N > 0) & batch["chunk_logprob"].isfinite()
+        chunked_N = (weight_N > 0) & rows["chunk_logprob"].isfinite()
         if chunked_N.any():
-            chunk_M = torch.unique(batch["chunk"][chunked_N], return_inverse=True)[1]
+            chunk_M = rows["chunk"][chunked_N].unique(return_inverse=True)[1]
             first_C = _first_places(chunk_M)
             student_C = torch.zeros(len(first_C), device=chunk_M.device).index_add(0, chunk_M, -gold_nll_N[chunked_N])
-            loss_C = chunk_loss(student_C, batch["chunk_logprob"][chunked_N][first_C], chunk_temperature)
+            loss_C = chunk_loss(student_C, rows["chunk_logprob"][chunked_N][first_C], chunk_temperature)
             total = total + (weight_N[chunked_N][first_C] * loss_C).sum()
             sums["chunk"] = loss_C.sum()
         return {"loss": total} | sums
 
+    def objective(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        learnt_BT = batch["shift_labels"] != IGNORED
+        rows = {name: batch[name] for name in ROWS} | {"gold": batch["shift_labels"][learnt_BT]}
+        return loss_through_head(
+            model,
+            {name: batch[name] for name in ("input_ids", "attention_mask")},
+            learnt_BT,
+            lambda logits_MV, block: sums_of(logits_MV, {name: row_N[block] for name, row_N in rows.items()}),
+            cuts=_between_chunks(rows["chunk"]),
+            **blocks,
+        )
+
     return objective
+
+
+def _between_chunks(chunk_N: Tensor) -> Tensor:
+    """Before which positions no chunk is open; chunks are numbered in the order of the text."""
+    numbers_N = torch.where(chunk_N == NO_CHUNK, len(chunk_N), chunk_N)
+    opens_next_N = numbers_N.flip(0).cummin(0).values.flip(0)
+    opened_N = torch.cat([chunk_N.new_full((1,), NO_CHUNK), chunk_N.cummax(0).values[:-1]])
+    return opened_N < opens_next_N
 
 
 def _ahead(gold_logprob_N: Tensor, chunk_N: Tensor) -> Tensor:
     """Log-probability (nats) of the tokens of its chunk that stand before each position; 0 outside of chunks."""
     inside_N = chunk_N != NO_CHUNK
-    logprob_N = torch.where(inside_N, gold_logprob_N, 0.0)
-    before_N = logprob_N.cumsum(0) - logprob_N
-    ahead_N = torch.zeros_like(before_N)
+    ahead_N = torch.zeros_like(gold_logprob_N)
     if inside_N.any():
-        first_C = _first_places(chunk_N[inside_N])
-        before_M = before_N[inside_N]
-        ahead_N[inside_N] = before_M - before_M[first_C][chunk_N[inside_N]]
+        chunk_M = chunk_N[inside_N].unique(return_inverse=True)[1]
+        logprob_M = gold_logprob_N[inside_N].double()  # small differences of long sums
+        before_M = logprob_M.cumsum(0) - logprob_M
+        ahead_M = before_M - before_M[_first_places(chunk_M)][chunk_M]
+        ahead_N = ahead_N.masked_scatter(inside_N, ahead_M.to(ahead_N.dtype))
     return ahead_N
 
 

@@ -276,7 +276,7 @@ def _last_whole(checkpoints: Path) -> Path | None:
 
 
 def _record(entry: Mapping[str, Any]) -> StepRecord:
-    names = ("loss", "gold", "fusion", "learning_rate")
+    names = ("loss", "gold", "fusion", "chunk", "learning_rate")
     return {"step": entry["step"]} | {name: entry[name] for name in names if name in entry}  # type: ignore[return-value]
 
 

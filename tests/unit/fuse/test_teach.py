@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from consilience.align import Vocabularies, align_spans
 from consilience.align.pieces import SharedPieces
@@ -135,12 +136,12 @@ def test_a_source_like_the_pivot_teaches_its_own_distributions(way: str) -> None
     assert found == pytest.approx({b"vel": 0.5, b"velkak": 0.25, b".": 0.1}, abs=1e-3)
 
 
-class Uniform(torch.nn.Module):
+def uniform() -> LlamaForCausalLM:
     """A student that thinks all four tokens alike likely, whatever it reads."""
-
-    def forward(self, input_ids: torch.Tensor, **_: object) -> object:
-        logits = torch.zeros(*input_ids.shape, 4, requires_grad=True)
-        return type("Output", (), {"logits": logits})
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    student = LlamaForCausalLM(LlamaConfig(vocab_size=4, **sizes))
+    torch.nn.init.zeros_(student.lm_head.weight)
+    return student
 
 
 def loss_of(lesson: Lesson, chunk_N: list[int], pieces: dict[int, dict[int, SharedPieces]] | None = None) -> float:
@@ -151,7 +152,7 @@ def loss_of(lesson: Lesson, chunk_N: list[int], pieces: dict[int, dict[int, Shar
         teacher_N=np.ones(3, dtype=np.int8), space_N=lesson.space_P, chunk_N=np.array(chunk_N, dtype=np.int32),
         chunk_logprob_N=lesson.chunk_logprob_P,
     )  # fmt: skip
-    return fusion_objective("ce", pieces or {})(Uniform(), collate([example]))["loss"].item()
+    return fusion_objective("ce", pieces or {})(uniform(), collate([example]))["loss"].item()
 
 
 def test_the_objective_of_chunks_by_hand() -> None:

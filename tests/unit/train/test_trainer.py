@@ -49,8 +49,9 @@ def test_one_step_on_everything_is_adamws(world: Path, examples: SupervisedExamp
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
     optimizer.step()
     assert curve[0]["loss"] == pytest.approx(loss.item(), abs=1e-4)
+    # AdamW's first step is the gradient's sign: of gradients near zero the order of sums decides the last bits.
     for name, tensor in weights(plain).items():
-        assert torch.allclose(trained.state_dict()[name], tensor, atol=2e-5), name
+        assert torch.allclose(trained.state_dict()[name], tensor, atol=1e-4), name  # a hundredth of the step
 
 
 def test_accumulated_micro_batches_weigh_every_position_the_same(

@@ -1,0 +1,187 @@
+"""The language-model head, block by block: a loss over many positions without ever holding their logits together.
+
+A batch of B·T positions under a vocabulary V has B·T·V logits, and training holds them several times: at
+4 × 2,048 × 152k in float32 that is 5 GB apiece. Here the hidden states of the positions that are learnt go through the
+head in blocks; each block's loss is differentiated at once, and only the gradients of the hidden states [N, D] and of
+the head [V, D] are kept.
+
+Shapes: B conversations, T tokens, N learnt positions, M of them in a block, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from consilience.errors import BackendError
+
+BLOCK_LOGITS = 1 << 24  # numbers in a block: 64 MiB in float32
+
+SumsOf = Callable[[Tensor, slice], dict[str, Tensor]]
+
+
+def loss_through_head(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    learnt_BT: Tensor,
+    sums_of: SumsOf,
+    *,
+    cuts: Tensor | None = None,
+    block_logits: int = BLOCK_LOGITS,
+) -> dict[str, Tensor]:
+    """The sums of `sums_of(logits_MV, positions)` over blocks of the learnt positions; "loss" carries the gradient.
+
+    `positions` is the slice of the N learnt positions, row by row, that a block holds. `cuts` (bool [N]) says before
+    which positions a block may begin, where terms reach over several positions; anywhere by default. The value and the
+    gradient are those of one block with everything. Any model with a head (`get_output_embeddings`), wrapped or not;
+    what transformers does to logits after the head (a soft cap, a scale) is done to the blocks.
+
+    Raises `BackendError` when the model's head is not used in its forward pass.
+    """
+    bare = _unwrapped(model)
+    head, finish = bare.get_output_embeddings(), _after_head(bare.config)
+    sums: dict[str, Tensor] = {}
+
+    def use(hidden_BTD: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        hidden_ND = hidden_BTD[learnt_BT.to(hidden_BTD.device)]
+        blocks = list(_blocks(len(hidden_ND), max(1, block_logits // head.weight.shape[0]), cuts))
+        if type(head) is nn.Linear:
+            names: list[str] = []
+            values = _Blockwise.apply(hidden_ND, head.weight, head.bias, finish, sums_of, blocks, names)
+            sums.update(zip(names, values, strict=True))
+        else:  # adapters on the head, quantised heads: recomputed in the backward pass instead
+            for block in blocks:
+                add_up(sums, _recomputed(apply, finish, sums_of, hidden_ND, block))
+        return hidden_BTD[..., :1] * 0.0  # what follows in the model's forward pass is of no use
+
+    with _in_place_of(head, use):
+        model(**inputs, use_cache=False)
+    if "loss" not in sums:
+        raise BackendError(f"{type(bare).__name__} does not use its output embeddings; it cannot be trained here.")
+    return sums
+
+
+def add_up(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Adds `more` to `sums`, name by name."""
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+class _Blockwise(torch.autograd.Function):
+    """Forward and backward of every block at once: what is kept for the backward pass is already its result."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, finish, sums_of, blocks, names):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        weight_grad_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        bias_grad_V = torch.zeros_like(bias_V) if needs_bias else None
+        computed_VD = _as_computed(weight_VD)  # once, not once a block
+        sums: dict[str, Tensor] = {}
+        for block in blocks:
+            logits_MV = nn.functional.linear(hidden_ND[block], computed_VD, bias_V)
+            with torch.enable_grad():
+                leaf_MV = logits_MV.requires_grad_(needs_hidden or needs_weight or needs_bias)
+                found = sums_of(finish(leaf_MV), block)
+            add_up(sums, {name: value.detach() for name, value in found.items()})
+            if not leaf_MV.requires_grad:
+                continue
+            (grad_MV,) = torch.autograd.grad(found["loss"], leaf_MV)
+            del found, leaf_MV, logits_MV
+            if hidden_grad_ND is not None:
+                hidden_grad_ND[block] = grad_MV @ computed_VD
+            if weight_grad_VD is not None:
+                weight_grad_VD.addmm_(grad_MV.T.to(weight_grad_VD.dtype), hidden_ND[block].to(weight_grad_VD.dtype))
+            if bias_grad_V is not None:
+                bias_grad_V += grad_MV.sum(0)
+        ctx.grads = hidden_grad_ND, weight_grad_VD, bias_grad_V
+        names[:] = ["loss", *(name for name in sums if name != "loss")]
+        results = tuple(sums[name] for name in names)
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad, *_):  # type: ignore[no-untyped-def]
+        grads, ctx.grads = ctx.grads, None  # given away: the head's is as large as the head
+        return (*(None if grad is None else grad.mul_(loss_grad) for grad in grads), None, None, None, None)
+
+
+def _as_computed(weight_VD: Tensor) -> Tensor:
+    """The weight in the type that autocast computes in."""
+    kind = weight_VD.device.type
+    return weight_VD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight_VD
+
+
+def _recomputed(
+    apply: Callable[[Tensor], Tensor],
+    finish: Callable[[Tensor], Tensor],
+    sums_of: SumsOf,
+    hidden_ND: Tensor,
+    block: slice,
+) -> dict[str, Tensor]:
+    names: list[str] = []
+
+    def sums_of_block(hidden_MD: Tensor) -> tuple[Tensor, ...]:
+        found = sums_of(finish(apply(hidden_MD)), block)
+        names[:] = found
+        return tuple(found.values())
+
+    values: tuple[Tensor, ...] = checkpoint(sums_of_block, hidden_ND[block], use_reentrant=False)
+    return {name: value if name == "loss" else value.detach() for name, value in zip(names, values, strict=True)}
+
+
+def _blocks(positions: int, size: int, cuts: Tensor | None) -> Iterator[slice]:
+    """Slices of about `size` positions; a block that may not be cut there is longer."""
+    allowed = range(1, positions + 1) if cuts is None else [*cuts.nonzero()[:, 0].tolist(), positions]
+    start = 0
+    while start < positions:
+        end = allowed[bisect.bisect_left(allowed, min(start + size, positions))]
+        yield slice(start, end)
+        start = end
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model itself, out of what data parallelism puts around it."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _after_head(config: Any) -> Callable[[Tensor], Tensor]:
+    """What transformers does to the logits after the head, by the names in which its configurations say so."""
+    config = config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    times = getattr(config, "logit_scale", None)  # Cohere
+    over = getattr(config, "logits_scaling", None)  # Granite
+
+    def finish(logits_MV: Tensor) -> Tensor:
+        if times is not None:
+            logits_MV = logits_MV * times
+        if over is not None:
+            logits_MV = logits_MV / over
+        return cap * torch.tanh(logits_MV / cap) if cap is not None else logits_MV
+
+    return finish
+
+
+@contextlib.contextmanager
+def _in_place_of(head: Any, use: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+    """While it lasts, the head's forward pass is `use(hidden, the head's own forward pass)`.
+
+    Inside the forward pass, because that is where sharded parameters are whole.
+    """
+    own, had = head.forward, "forward" in vars(head)  # accelerate puts a forward of its own on a module
+    head.forward = lambda hidden_BTD: use(hidden_BTD, own)
+    try:
+        yield
+    finally:
+        if had:
+            head.forward = own
+        else:
+            del head.forward
