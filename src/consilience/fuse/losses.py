@@ -27,15 +27,41 @@ def cross_entropy(student_logits_NV: Tensor, ids_NJ: Tensor, probs_NJ: Tensor) -
     `probs_NJ` sum to at most one; what is missing is one further outcome, "any other token". Slots of probability
     zero are padding. The published code renormalises the kept candidates to one instead.
     """
-    ids_NJ = torch.where(probs_NJ > 0, ids_NJ, ids_NJ[:, :1])  # padding must not take a token out of the rest
-    logits_NV = student_logits_NV.float()
-    norm_N = logits_NV.logsumexp(-1)
-    kept_NJ = logits_NV.gather(-1, ids_NJ) - norm_N[:, None]
-    rest_N = _rest(probs_NJ)
-    others_NV = logits_NV.scatter(-1, ids_NJ, -torch.inf)
-    # Where the teacher left nothing out the rest has no part, whatever the student thinks of it.
-    student_rest_N = torch.where(rest_N > 0, others_NV.logsumexp(-1) - norm_N, 0.0)
-    return -(probs_NJ * kept_NJ).sum(-1) - rest_N * student_rest_N
+    loss_N: Tensor = _SparseCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        student_logits_NV.float(), ids_NJ, probs_NJ
+    )
+    return loss_N
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """Its gradient in the logits is known: softmax - p on what was kept, softmax · (1 - rest / own rest) elsewhere.
+
+    One [N, V] table is held for it, where automatic differentiation of the same formula holds five.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_NV, ids_NJ, probs_NJ):  # type: ignore[no-untyped-def]
+        ids_NJ = torch.where(probs_NJ > 0, ids_NJ, ids_NJ[:, :1])  # padding must not take a token out of the rest
+        norm_N = logits_NV.logsumexp(-1)
+        kept_NJ = logits_NV.gather(-1, ids_NJ) - norm_N[:, None]
+        softmax_NV = (logits_NV - norm_N[:, None]).exp_()
+        own_NJ = softmax_NV.gather(-1, ids_NJ)
+        own_rest_N = softmax_NV.scatter_(-1, ids_NJ, 0.0).sum(-1)  # summed, not 1 minus the others: it may be tiny
+        rest_N = _rest(probs_NJ)
+        # Where the teacher left nothing out the rest has no part, whatever the student thinks of it.
+        log_rest_N = torch.where(rest_N > 0, own_rest_N.clamp_min(SMALLEST).log(), 0.0)
+        if ctx.needs_input_grad[0]:
+            share_N = torch.where(rest_N > 0, rest_N / own_rest_N.clamp_min(SMALLEST), 0.0)
+            mass_N = probs_NJ.sum(-1) + rest_N  # a little off 1 where probabilities were rounded
+            gradient_NV = softmax_NV.mul_((mass_N - share_N)[:, None])
+            gradient_NV.scatter_(-1, ids_NJ, own_NJ * mass_N[:, None])
+            ctx.save_for_backward(gradient_NV.scatter_add_(-1, ids_NJ, -probs_NJ))
+        return -(probs_NJ * kept_NJ).sum(-1) - rest_N * log_rest_N
+
+    @staticmethod
+    def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV * grad_N[:, None], None, None
 
 
 def forward_kl(student_logits_NV: Tensor, ids_NJ: Tensor, probs_NJ: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from consilience.errors import BackendError
 from consilience.models.load import ChatModel
 
+BLOCK = 1 << 21  # logits: 8 MiB in float32
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32: 885 positions of a vocabulary of 151,646
 
 
@@ -113,10 +114,14 @@ def logits_at(model: Any, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor, col
 
 
 def _scores_of(logits_NV: torch.Tensor, gold_N: NDArray[np.int32], top_k: int) -> ReplyScores:
-    logprobs_NV = logits_NV.float().log_softmax(-1)
-    gold = torch.from_numpy(gold_N.astype(np.int64)).to(logprobs_NV.device)
-    gold_logprobs_N = logprobs_NV.gather(-1, gold[:, None])[:, 0]
-    top = logprobs_NV.topk(top_k, dim=-1)
+    gold_N1 = torch.from_numpy(gold_N.astype(np.int64)).to(logits_NV.device)[:, None]
+    # By blocks that stay in the processor's cache: a log-softmax of everything costs as much as the head on a CPU.
+    norm_N1 = torch.cat(
+        [block.float().logsumexp(-1, keepdim=True) for block in logits_NV.split(max(1, BLOCK // logits_NV.shape[1]))]
+    )
+    top = logits_NV.topk(top_k, dim=-1)
     return ReplyScores(
-        gold_logprobs_N.cpu().numpy(), top.indices.to(torch.int32).cpu().numpy(), top.values.cpu().numpy()
+        (logits_NV.gather(-1, gold_N1).float() - norm_N1)[:, 0].cpu().numpy(),
+        top.indices.to(torch.int32).cpu().numpy(),
+        (top.values.float() - norm_N1).cpu().numpy(),
     )

@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from consilience.errors import BackendError
 
-BLOCK_LOGITS = 1 << 24  # numbers in a block: 64 MiB in float32
+BLOCK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # numbers in a block: 32 MiB and 256 MiB in float32
+
+PROBES = (0.5, -20.0)  # logits on which a model must do what `_after_head` does: a scale shows, and so does a cap
 
 SumsOf = Callable[[Tensor, slice], dict[str, Tensor]]
 
@@ -33,7 +35,7 @@ def loss_through_head(
     sums_of: SumsOf,
     *,
     cuts: Tensor | None = None,
-    block_logits: int = BLOCK_LOGITS,
+    block_logits: int | None = None,
 ) -> dict[str, Tensor]:
     """The sums of `sums_of(logits_MV, positions)` over blocks of the learnt positions; "loss" carries the gradient.
 
@@ -42,7 +44,8 @@ def loss_through_head(
     gradient are those of one block with everything. Any model with a head (`get_output_embeddings`), wrapped or not;
     what transformers does to logits after the head (a soft cap, a scale) is done to the blocks.
 
-    Raises `BackendError` when the model's head is not used in its forward pass.
+    Raises `BackendError` when the model's head is not used in its forward pass, or when the model does something else
+    to its logits after it.
     """
     bare = _unwrapped(model)
     head, finish = bare.get_output_embeddings(), _after_head(bare.config)
@@ -50,7 +53,8 @@ def loss_through_head(
 
     def use(hidden_BTD: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
         hidden_ND = hidden_BTD[learnt_BT.to(hidden_BTD.device)]
-        blocks = list(_blocks(len(hidden_ND), max(1, block_logits // head.weight.shape[0]), cuts))
+        held = block_logits or BLOCK_LOGITS.get(hidden_ND.device.type, BLOCK_LOGITS["cuda"])
+        blocks = list(_blocks(len(hidden_ND), max(1, held // head.weight.shape[0]), cuts))
         if type(head) is nn.Linear:
             names: list[str] = []
             values = _Blockwise.apply(hidden_ND, head.weight, head.bias, finish, sums_of, blocks, names)
@@ -58,12 +62,20 @@ def loss_through_head(
         else:  # adapters on the head, quantised heads: recomputed in the backward pass instead
             for block in blocks:
                 add_up(sums, _recomputed(apply, finish, sums_of, hidden_ND, block))
-        return hidden_BTD[..., :1] * 0.0  # what follows in the model's forward pass is of no use
+        # DistributedDataParallel looks for unused parameters behind what the model gives back: the loss is among it.
+        given_back = torch.stack([*sums["loss"].new_tensor(PROBES), sums["loss"]])
+        return given_back.expand(*hidden_BTD.shape[:-1], -1)
 
     with _in_place_of(head, use):
-        model(**inputs, use_cache=False)
+        logits_BTV = model(**inputs, use_cache=False).logits
     if "loss" not in sums:
         raise BackendError(f"{type(bare).__name__} does not use its output embeddings; it cannot be trained here.")
+    probes = sums["loss"].new_tensor(PROBES)
+    if not torch.allclose(logits_BTV.detach()[0, 0, : len(PROBES)].to(probes), finish(probes), rtol=1e-2):
+        raise BackendError(
+            f"{type(bare).__name__} does something to its logits after the head that is not known here; it cannot be "
+            "trained. Known are a soft cap and a scale, by the names that Gemma, Cohere, Granite and Falcon give them."
+        )
     return sums
 
 
@@ -139,6 +151,8 @@ def _recomputed(
 def _blocks(positions: int, size: int, cuts: Tensor | None) -> Iterator[slice]:
     """Slices of about `size` positions; a block that may not be cut there is longer."""
     allowed = range(1, positions + 1) if cuts is None else [*cuts.nonzero()[:, 0].tolist(), positions]
+    if not positions:
+        yield slice(0, 0)  # a loss of zero in which every parameter has its part, as other processes expect of this one
     start = 0
     while start < positions:
         end = allowed[bisect.bisect_left(allowed, min(start + size, positions))]
@@ -156,8 +170,8 @@ def _unwrapped(model: Any) -> Any:
 def _after_head(config: Any) -> Callable[[Tensor], Tensor]:
     """What transformers does to the logits after the head, by the names in which its configurations say so."""
     config = config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    times = getattr(config, "logit_scale", None)  # Cohere
+    cap = getattr(config, "final_logit_softcapping", getattr(config, "logits_soft_cap", None))  # Gemma, RecurrentGemma
+    times = getattr(config, "logit_scale", getattr(config, "lm_head_multiplier", None))  # Cohere, Falcon-H1
     over = getattr(config, "logits_scaling", None)  # Granite
 
     def finish(logits_MV: Tensor) -> Tensor:

@@ -7,7 +7,16 @@ from math import log
 import pytest
 import torch
 
-from consilience.fuse.losses import LOSSES, after, chunk_loss, cross_entropy, forward_kl, gold_nll, over_pieces
+from consilience.fuse.losses import (
+    LOSSES,
+    _SparseCrossEntropy,
+    after,
+    chunk_loss,
+    cross_entropy,
+    forward_kl,
+    gold_nll,
+    over_pieces,
+)
 
 THIRDS = torch.tensor([[0.5, 0.25, 0.25]]).log()  # a student over three tokens
 
@@ -68,6 +77,15 @@ def test_gradient_is_finite_at_saturation(loss: object) -> None:
 
 def test_kl_is_zero_where_student_and_teacher_agree() -> None:
     assert forward_kl(THIRDS, *rows([0, 1], [0.5, 0.25])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_gradient_is_that_of_the_formula() -> None:
+    # A complete row, one that left much out, one with padding, and one that kept nothing: against finite differences.
+    torch.manual_seed(5)
+    ids = torch.tensor([[0, 1, 2, 3], [4, 1, 0, 2], [3, 0, 0, 0], [0, 0, 0, 0]])
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.1, 0.1], [0.7, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    logits = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: _SparseCrossEntropy.apply(z, ids, probs.double()), [logits])
 
 
 def test_over_pieces_adds_the_tokens_of_a_piece() -> None:
