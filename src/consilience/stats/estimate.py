@@ -129,7 +129,7 @@ def difference(ours: Estimate, theirs: Estimate) -> Estimate:
         method = f"difference, {paired} of {union} {ours.unit_kind} paired, Student t"
     else:
         method = "difference of independent samples, Welch's t"
-    return _weighted_sum([ours, theirs], [1, -1], method)
+    return weighted_sum([ours, theirs], [1, -1], method)
 
 
 def average(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
@@ -143,11 +143,11 @@ def average(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -
     if len(weights) != len(parts) or not sum(weights) > 0:
         raise DataError(f"{len(weights)} weights summing to {sum(weights)} for {len(parts)} estimates.")
     kind = "average" if len(set(weights)) == 1 else "weighted average"
-    return _weighted_sum(parts, [weight / sum(weights) for weight in weights], f"{kind} of {len(parts)}, Student t")
+    return weighted_sum(parts, [weight / sum(weights) for weight in weights], f"{kind} of {len(parts)}, Student t")
 
 
-def _weighted_sum(parts: Sequence[Estimate], weights: Sequence[float], method: str) -> Estimate:
-    """The sum of `weights * parts`, unit by unit in shares."""
+def weighted_sum(parts: Sequence[Estimate], weights: Sequence[float], method: str) -> Estimate:
+    """The sum of `weights * parts`, unit by unit in shares; a unit in several parts is one unit."""
     kinds, levels = {part.unit_kind for part in parts}, {part.level for part in parts}
     if len(kinds) > 1 or len(levels) > 1:
         unlike = ", ".join(sorted(kinds)) if len(kinds) > 1 else f"levels {sorted(levels)}"

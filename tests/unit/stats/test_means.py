@@ -50,6 +50,29 @@ def test_clustered_mean_against_statsmodels():
     assert mean(scores.ravel()).standard_error == pytest.approx(expected["se_naive_iid"], rel=1e-9)
 
 
+def test_degrees_of_freedom_of_unlike_clusters():
+    assert mean([1, 5, 2, 8, 3, 4], list("aabbcc")).degrees_of_freedom == pytest.approx(2)
+    # By matrices, from the definition: trace^2 / |O|^2 with O = (I - a 1') diag(size^2) (I - 1 a').
+    sizes = np.array([1.0, 2, 7, 3])
+    projection = np.eye(4) - np.outer(sizes / sizes.sum(), np.ones(4))
+    covariance = projection @ np.diag(sizes**2) @ projection.T
+    expected = np.trace(covariance) ** 2 / (covariance**2).sum()
+    found = mean(np.arange(13.0), [label for label, size in zip("abcd", sizes) for _ in range(int(size))])
+    assert found.degrees_of_freedom == pytest.approx(expected)
+    assert expected < 3
+
+
+def test_unlike_clusters_cover_near_the_level():
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(1000):
+        sizes = np.maximum(1, rng.lognormal(1.5, 1.0, 15).astype(int))
+        cluster = np.repeat(np.arange(15), sizes)
+        found = mean(rng.normal(size=15)[cluster] + rng.normal(size=len(cluster)), [str(i) for i in cluster])
+        covered += found.low <= 0 <= found.high
+    assert 0.94 < covered / 1000 < 0.99  # 0.89 on 14 degrees of freedom
+
+
 def test_ratio_by_hand():
     # Nats 2 6 4 over bytes 1 2 3: R = 2, residuals 0 2 -2; SE^2 = 3/2 (4 + 4) / 6^2.
     found = ratio([2, 6, 4], [1, 2, 3])
@@ -105,7 +128,10 @@ def test_over_sets_is_a_t_interval():
         (lambda: ratio([1, 2], [1]), "2 numerators for 1 denominators"),
         (lambda: ratio([1, 2], [0, 0]), "sum to 0"),
         (lambda: proportion([0.5, 1]), "zeros and ones"),
-        (lambda: proportion([0, 1], ["a", "a"]), "one per unit"),
+        (lambda: mean([1, 2], ["a", "a"]), "all 2 values are of one unit"),
+        (lambda: mean([math.nan] * 3), "3 of 3 values are not finite"),
+        (lambda: mean([1, 2], weights=[0, 0]), "summing to 0"),
+        (lambda: mean([1, 2], weights=[1, -1]), "none < 0"),
         (lambda: over_sets([1, 2], ["a", "a"]), "one value per set"),
     ],
 )
