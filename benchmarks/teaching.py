@@ -49,7 +49,7 @@ SOURCES = {
     ),
     "coarser": replace(EXPERT, architecture=qwen2),
 }
-SELECT = {"function": "min_ce", "per": "dataset", "pivot_wins": "gold", "gold_weight": 0.1, "unmatched": "gold"}
+SELECT = {"per": "dataset", "pivot_wins": "gold", "gold_weight": 0.1, "unmatched": "gold", "teach": "tokens"}
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"vocabulary": "exact"},
     "edit_distance": {"vocabulary": "edit_distance"},
@@ -129,10 +129,8 @@ def main() -> None:
         sets = dict(zip(seeds, pool.map(lambda seed: run_set(seed, args), seeds)))
 
     summary: dict[str, Any] = {}
-    print(
-        f"{len(sets)} model sets, seeds {args.seeds}; task {SKILL}, accuracy in points, NLL in nats per byte (all skills)"
-    )
-    print("[ ]: 95 % t-intervals over model sets")
+    print(f"{len(sets)} model sets, seeds {args.seeds}; [ ]: 95 % t-intervals over model sets")
+    print(f"Accuracy on {SKILL} in points, NLL over all skills in nats per byte")
     print("| model | accuracy | minus sft | NLL minus sft |")
     print("|---|---|---|---|")
     for name in next(iter(sets.values())):

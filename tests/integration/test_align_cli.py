@@ -218,7 +218,7 @@ def test_paragraphs_and_lines(consilience: Consilience, tokenizers: Path, tmp_pa
 
 
 def test_a_recipe_has_a_section_per_source(consilience: Consilience, recipe: Callable[..., Path], world: Path) -> None:
-    path = recipe(align={"vocabulary": "exact"})
+    path = recipe(align={"vocabulary": "exact"}, select={"teach": "tokens"})
     answer = consilience("align", path, "--limit", 5, "--json")
     assert answer.code == 0
     assert [*answer.json["sources"]] == ["wren", "finch"]

@@ -93,6 +93,12 @@ def refused(consilience: Consilience, finished: tuple[Path, Path], tmp_path: Pat
         ({"merges": {"a": {"method": "linear", "weights": [1, 1, 1]}}}, ["merges.a: got 3 weights for 2 models"]),
         ({"merges": {}, "targets": {"controls": [], "pairwise": False}}, ["nothing would be made"]),
         ({"tasks": {"t": {"path": "t", "match": "exakt"}}}, ["no match rule is called 'exakt'. Did you mean 'exact'?"]),
+        ({"select": {"teach": "token"}}, ["no way of teaching is called 'token'. Did you mean 'tokens'?"]),
+        ({"align": {"vocabulary": "exact"}}, ["align.vocabulary is given, but only select.teach=tokens"]),
+        (
+            {"targets": {"variants": {"plain": {"sources": ["wren"], "vocabulary": "exact"}}}},
+            ["targets.variants.plain.vocabulary is given"],
+        ),
         ({"select": {"function": "mince"}}, ["no fusion function is called 'mince'. Did you mean 'min_ce'?"]),
         ({"align": {"vocabulary": "statistic"}}, ["no vocabulary mapping", "Did you mean 'statistics'?"]),
         ({"loss": "kll"}, ["no fusion loss is called 'kll'. Did you mean 'kl'?"]),

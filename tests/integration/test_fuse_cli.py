@@ -40,7 +40,7 @@ def whole_recipe(recipe: Recipe, world: Path) -> Path:
             "controls": ["sft", "seqkd"],
             "many_to_one": True,
             "max_new_tokens": 4,
-            "variants": {"wren_exact": {"sources": ["wren"], "vocabulary": "exact"}},
+            "variants": {"wren_exact": {"sources": ["wren"], "vocabulary": "exact", "select": {"teach": "tokens"}}},
         },
         merges={"sce": {"method": "sce"}, "linear": {"method": "linear"}},
         tasks={"lines": {"path": str(world / "questions.jsonl"), "match": "contains", "max_new_tokens": 8}},
@@ -272,7 +272,12 @@ def test_per_token_decides_inside_a_conversation(recipe, consilience, tmp_path):
 
 
 def test_avg_ce_mixes_the_candidates_of_pivot_and_source(recipe, consilience, tmp_path):
-    assert consilience("fuse", recipe(select={"function": "avg_ce"}, **FAST), "--out", tmp_path / "run").code == 0
+    assert (
+        consilience(
+            "fuse", recipe(select={"function": "avg_ce", "teach": "tokens"}, **FAST), "--out", tmp_path / "run"
+        ).code
+        == 0
+    )
     targets = load_file(tmp_path / "run/select/fused_wren/targets-00000.safetensors")
     fused = targets["fusion_weight_N"] > 0
     kept = (targets["probs_NJ"] > 0).sum(1)[fused]

@@ -23,7 +23,7 @@ from consilience.config import Settings, known
 from consilience.errors import ConfigError, pick
 from consilience.fuse.match import Match
 from consilience.fuse.represent import Representation, Shard
-from consilience.fuse.teach import TEACHINGS, TOKENS, UNTAUGHT, Lesson, Link, pieces_of
+from consilience.fuse.teach import TEACHINGS, TOKENS, UNTAUGHT, Lesson, Link, first_of_chunk, pieces_of
 from consilience.run import write_json
 
 GOLD, PIVOT = -1, 0  # teachers that are no source
@@ -31,7 +31,10 @@ NO_CHUNK = -1
 
 
 class SelectSettings(Settings):
-    """How pivot's and sources' distributions become one target. The defaults are FuseChat's (arXiv 2408.07990)."""
+    """How pivot's and sources' distributions become one target.
+
+    The defaults are FuseChat's (arXiv 2408.07990) but for `teach`, whose published form is "tokens": docs/alignment.md.
+    """
 
     function: Annotated[str, known(lambda: FUSION_FUNCTIONS, "fusion function")] = Field(
         "min_ce", description="min_ce | avg_ce"
@@ -43,7 +46,7 @@ class SelectSettings(Settings):
     )
     gold_weight: float = Field(0.9, ge=0, le=1, description="w of w·CLM + (1-w)·fusion")
     teach: Annotated[str, known(lambda: TEACHINGS, "way of teaching")] = Field(
-        "tokens", description=f"what a source teaches: one of {', '.join(TEACHINGS)}"
+        "hybrid", description=f"what a source teaches: one of {', '.join(TEACHINGS)}"
     )
 
     @model_validator(mode="after")
@@ -68,7 +71,7 @@ class Targets:
     fusion_weight_N: NDArray[np.float32]
     teacher_N: NDArray[np.int8]  # GOLD, PIVOT, or 1 + index of the source; avg_ce: the heaviest
     space_N: NDArray[np.int8]  # what the ids are: `teach`
-    chunk_N: NDArray[np.int32]  # the chunk that the teacher's text and the pivot's share here, NO_CHUNK elsewhere
+    chunk_N: NDArray[np.int32]  # the chunk shared with the teacher, NO_CHUNK where there is none that is all its own
     chunk_logprob_N: NDArray[np.float32]  # nats, the teacher's of the whole chunk; NaN where that is not taught
 
 
@@ -100,13 +103,13 @@ def select(
     tally: dict[str, dict[str, int]] = {}
     mass = {name: np.zeros((3, len(groups))) for name in sources}  # positions, kept by the source, mapped; summed
     for index, pivot_shard in enumerate(pivot):
-        matched = []
+        teachers = []
         for number, (name, (source, found, _)) in enumerate(sources.items()):
             shard, alignment = source.shard(index), found.alignment(index)
             lesson = teach(pivot_shard, shard, alignment, links[number])
-            matched.append(Teacher(shard, alignment, lesson, evidence[number]))
+            teachers.append(Teacher(shard, alignment, lesson, evidence[number]))
             mass[name] += _mass(shard, alignment, lesson.rows, pivot_shard.conversation_N, len(groups))
-        targets = fuse(pivot_shard, matched, group_of, settings)
+        targets = fuse(pivot_shard, teachers, group_of, settings)
         partial = folder / "targets.partial"
         save_file(
             {field.name: np.ascontiguousarray(getattr(targets, field.name)) for field in fields(targets)}, partial
@@ -156,7 +159,7 @@ def _pooled(values: NDArray[np.float64], group_of: NDArray[np.int64]) -> NDArray
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A source in one shard: its scores, its alignment, and its distributions at the pivot's matched positions."""
+    """A source in one shard: its scores, its alignment, what it can teach, and its losses on all shards."""
 
     shard: Shard
     alignment: Alignment
@@ -167,7 +170,8 @@ class Teacher:
 def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:
     """MinCE: the distribution of the model with the lowest loss (FuseLLM, arXiv 2401.10491, sec. 3.2).
 
-    Decided per sequence as published, per data set (`dataset`), or per chunk of equal text (`token`).
+    Decided per sequence as published, per data set (`dataset`), or per chunk of equal text (`token`). The chunks of two
+    sources may overlap: a source whose chunk is not all its own does not teach what it says of that chunk as a whole.
     """
     gain_MP = np.zeros((1 + len(teachers), len(pivot.conversation_N)))
     for number, teacher in enumerate(teachers, start=1):
@@ -183,15 +187,26 @@ def min_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64
     chunk_logprob_P = np.full(len(chosen_P), UNTAUGHT)
     for number, teacher in enumerate(teachers, start=1):
         mine = chosen_P == number
-        rows, space = teacher.lesson.rows, teacher.lesson.space_P
-        ids_PJ[mine], probs_PJ[mine], space_P[mine] = rows.ids_NJ[mine], rows.probs_NJ[mine], space[mine]
-        chunk_P[mine] = teacher.alignment.chunk_P[mine]
-        chunk_logprob_P[mine] = teacher.lesson.chunk_logprob_P[mine]
-        taught_P[mine] = teacher.lesson.taught_P[mine]
+        whole = _whole_chunks(teacher.alignment.chunk_P, mine)
+        lesson = teacher.lesson.only_chunks(whole)
+        ids_PJ[mine], probs_PJ[mine], space_P[mine] = (
+            lesson.rows.ids_NJ[mine],
+            lesson.rows.probs_NJ[mine],
+            lesson.space_P[mine],
+        )
+        # Numbered by where they begin, so that those of several sources are apart and in the order of the text.
+        chunk_P[whole] = first_of_chunk(teacher.alignment.chunk_P)[whole]
+        chunk_logprob_P[mine] = lesson.chunk_logprob_P[mine]
+        taught_P[mine] = lesson.taught_P[mine]
     if settings.pivot_wins == "gold" or not teachers:
         chosen_P = np.where(chosen_P == PIVOT, GOLD, chosen_P)
     found = _targets(pivot, SparseRows(ids_PJ, probs_PJ), chosen_P, taught_P, settings)
     return replace(found, space_N=space_P, chunk_N=chunk_P, chunk_logprob_N=chunk_logprob_P)
+
+
+def _whole_chunks(chunk_P: NDArray[np.int32], mine_P: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Positions of the chunks that lie in `mine_P` with all of their tokens, shape [P]."""
+    return (chunk_P >= 0) & ~np.isin(chunk_P, chunk_P[~mine_P])
 
 
 def avg_ce(pivot: Shard, teachers: Sequence[Teacher], group_of: NDArray[np.int64], settings: SelectSettings) -> Targets:

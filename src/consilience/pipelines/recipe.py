@@ -121,6 +121,7 @@ class FuseRecipe(Settings):
             for source in variant.sources:
                 if source not in self.sources:
                     raise ConfigError(f"targets.variants.{name}: no source is called {source!r}")
+        self._refuse_idle_vocabulary()
         names = ["pivot", *self.sources, *self.target_names, *self.merges]
         for name in (*names, *self.tasks):
             if not FILE_NAME.fullmatch(name):
@@ -141,6 +142,22 @@ class FuseRecipe(Settings):
             raise ConfigError("nothing would be made: expected targets.pairwise, targets.many_to_one or a variant")
         pick(dict.fromkeys([*self.target_names, *self.merges]), self.result_name, "target or merge")
         return self
+
+    def _refuse_idle_vocabulary(self) -> None:
+        """A vocabulary mapping that is asked for, and that nothing taught goes through, would change nothing."""
+        selects = {name: variant.select or self.select for name, variant in self.targets.variants.items()}
+        asked = [f"targets.variants.{name}" for name, variant in self.targets.variants.items() if variant.vocabulary]
+        idle = [place for place in asked if selects[place.rpartition(".")[2]].teach != "tokens"]
+        if "vocabulary" in self.align.model_fields_set and "tokens" not in {
+            self.select.teach,
+            *(select.teach for select in selects.values()),
+        }:
+            idle.append("align")
+        if idle:
+            raise ConfigError(
+                f"{idle[0]}.vocabulary is given, but only select.teach=tokens goes through a vocabulary mapping. "
+                "Give select.teach=tokens there, or leave the vocabulary out."
+            )
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from consilience.errors import DataError
+from consilience.errors import ConfigError, DataError
 from consilience.fuse import SelectSettings, match, select
 from consilience.fuse.match import AlignSettings
 from consilience.fuse.represent import Representation, Shard
-from consilience.fuse.select import GOLD, load_targets
+from consilience.fuse.select import GOLD, NO_CHUNK, load_targets
 from consilience.run import write_json
 
 PIVOT_BYTES = [None, b"ab", b"cd"]
@@ -86,7 +86,7 @@ def targets_of(corpus: tuple, tmp_path: Path, groups: list[str], **settings: obj
     pivot, sources = corpus
     folder = tmp_path / "select"
     folder.mkdir()
-    select(pivot, sources, groups, SelectSettings(**settings), folder)
+    select(pivot, sources, groups, SelectSettings(**({"teach": "tokens"} | settings)), folder)
     return load_targets(folder, 0), json.loads((folder / "teachers.json").read_text())
 
 
@@ -174,6 +174,22 @@ def test_min_ce_per_token_compares_sources_per_byte(corpus: tuple, tmp_path: Pat
     assert targets.teacher_N[:2].tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("teach", ["chunks", "merged", "hybrid"])
+def test_a_chunk_that_two_sources_share_out_is_not_taught_as_a_whole(corpus: tuple, tmp_path: Path, teach: str) -> None:
+    # As above: t teaches "ab" and s, whose chunk is "abcd", only "cd". What s thinks of "abcd" is not said of "cd".
+    both = another_source(
+        corpus, tmp_path, [(0, 0, 2, 1, 0.9, {1: 0.9, 2: 0.05}), (0, 2, 4, 2, 0.5, {2: 0.5, 1: 0.25})]
+    )
+    targets, teachers = targets_of(both, tmp_path, ["g", "h"], per="token", teach=teach)
+    assert targets.teacher_N.tolist() == [2, 1, 0, 1]
+    assert targets.fusion_weight_N[:2] == pytest.approx([0.1, 0])
+    assert not targets.probs_NJ[1].any()
+    assert not np.isfinite(targets.chunk_logprob_N[1])
+    assert teachers["positions"]["g"] == {"t": 1, "unmatched": 1}
+    # Of the chunks that are taught, each has a number of its own, in the order of the text.
+    assert targets.chunk_N.tolist() == [0, NO_CHUNK, NO_CHUNK, 3]
+
+
 def test_a_teacher_without_weight_is_still_named(corpus: tuple, tmp_path: Path) -> None:
     _, teachers = targets_of(corpus, tmp_path, ["g", "g"], gold_weight=1.0)
     assert teachers["positions"] == {"g": {"s": 1, "unmatched": 1, "pivot": 2}}
@@ -184,3 +200,9 @@ def test_a_source_that_matches_nowhere_is_refused_whatever_min_matched_says(corp
     source = representation(tmp_path / "shifted", shifted)
     with pytest.raises(DataError, match=r"only 0\.0%"):
         match(corpus[0], source, PIVOT_BYTES, SOURCE_BYTES, AlignSettings(min_matched=0), tmp_path)
+
+
+def test_averaging_needs_distributions_over_tokens() -> None:
+    with pytest.raises(ConfigError, match=r"avg_ce averages distributions over pivot tokens.*select\.teach=tokens"):
+        SelectSettings(function="avg_ce")
+    assert SelectSettings(function="avg_ce", teach="tokens").teach == "tokens"
