@@ -82,6 +82,15 @@ def to_pieces(piece_of_token: NDArray[np.int32], pieces: int) -> Any:
     return sparse.coo_array((ones, (has, piece_of_token[has])), shape=(len(piece_of_token), pieces)).tocsr()
 
 
+def id_of_text(texts: TokenTexts) -> dict[bytes, int]:
+    """The token that stands for each text of a vocabulary.
+
+    Of several the one with the highest id: sentencepiece vocabularies begin with their 256 bytes, and text is written
+    with '0', which comes later, not with '<0x30>'.
+    """
+    return {text: id_ for id_, text in enumerate(texts) if text}
+
+
 def longest_piece(text: bytes, number: Mapping[bytes, int]) -> int:
     """The number of the longest piece that `text` begins with; NO_PIECE where there is none."""
     return next((number[text[:end]] for end in range(len(text), 0, -1) if text[:end] in number), NO_PIECE)
@@ -111,7 +120,7 @@ def inside_rows(
             return None
         return longest_piece(text[len(said) :], number)
 
-    rows = SparseRows(np.zeros(ids_NK.shape, dtype=np.int32), np.zeros(ids_NK.shape, dtype=np.float32))
+    rows = _no_rows(ids_NK)
     probs_NK = np.exp(logprobs_NK.astype(np.float64))
     for n, (said, ids, probs) in enumerate(zip(said_N, ids_NK.tolist(), probs_NK.tolist(), strict=True)):
         mass = {NO_PIECE: max(0.0, 1.0 - sum(probs))}
@@ -122,9 +131,7 @@ def inside_rows(
         total = sum(mass.values())
         unknown = mass.pop(NO_PIECE)
         if mass and total - unknown >= LEAST_KNOWN * total:
-            likeliest = sorted(mass.items(), key=lambda item: (-item[1], item[0]))
-            rows.ids_NJ[n, : len(likeliest)] = [piece for piece, _ in likeliest]
-            rows.probs_NJ[n, : len(likeliest)] = [prob / total for _, prob in likeliest]
+            _write_row(rows, n, {piece: prob / total for piece, prob in mass.items()})
     return rows
 
 
@@ -145,7 +152,7 @@ def merged_rows(
     there is none. `blank_N` is 1 where a template's blank opens the chunk on the source's side only, -1 where on the
     pivot's only. Rows sum to at most exp(ahead). TRL's GOLD trainer does the same on dense logits.
     """
-    pivot_id = {text: id_ for id_, text in reversed(list(enumerate(pivot_texts))) if text}
+    pivot_id = id_of_text(pivot_texts)
 
     @functools.cache
     def partner(source_said: bytes, pivot_said: bytes, blank: int, id_: int) -> int | None:
@@ -154,7 +161,7 @@ def merged_rows(
             text = BLANK + text if blank < 0 else text.removeprefix(BLANK)
         return pivot_id.get(text[len(pivot_said) :]) if text.startswith(pivot_said) else None
 
-    rows = SparseRows(np.zeros(ids_NK.shape, dtype=np.int32), np.zeros(ids_NK.shape, dtype=np.float32))
+    rows = _no_rows(ids_NK)
     probs_NK = np.exp(logprobs_NK.astype(np.float64) + ahead_N[:, None])
     places = zip(source_said_N, pivot_said_N, blank_N.tolist(), strict=True)
     for n, (place, ids, probs) in enumerate(zip(places, ids_NK.tolist(), probs_NK.tolist(), strict=True)):
@@ -163,6 +170,16 @@ def merged_rows(
             token = partner(*place, id_)
             if token is not None:
                 found[token] = found.get(token, 0.0) + prob
-        rows.ids_NJ[n, : len(found)] = list(found)
-        rows.probs_NJ[n, : len(found)] = list(found.values())
+        _write_row(rows, n, found)
     return rows
+
+
+def _no_rows(ids_NK: NDArray[Any]) -> SparseRows:
+    return SparseRows(np.zeros(ids_NK.shape, dtype=np.int32), np.zeros(ids_NK.shape, dtype=np.float32))
+
+
+def _write_row(rows: SparseRows, n: int, prob_of: Mapping[int, float]) -> None:
+    """Row n: the likeliest first, and of equal ones the lowest id, as in `project`."""
+    likeliest = sorted(prob_of.items(), key=lambda item: (-item[1], item[0]))
+    rows.ids_NJ[n, : len(likeliest)] = [id_ for id_, _ in likeliest]
+    rows.probs_NJ[n, : len(likeliest)] = [prob for _, prob in likeliest]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consilience.align.pieces import END, longest_piece
+from consilience.align.pieces import END, id_of_text, longest_piece
 from consilience.align.published import nearest_spelling, sigmoid_weighted
 from consilience.align.warping import Marks
 
@@ -40,10 +40,9 @@ VocabularyMapping = Callable[[Vocabularies], Any]
 def exact_matches(source_bytes: Sequence[bytes | None], pivot_bytes: Sequence[bytes | None]) -> Any:
     """One where two tokens stand for the same bytes, a sparse [Vs, Vp] matrix; `None` (a control token) has no match.
 
-    Where several pivot tokens have the same bytes the highest id counts: sentencepiece vocabularies begin with their
-    256 bytes, and text is written with '0', which comes later, not with '<0x30>'.
+    Where several pivot tokens have the same bytes, it is the one of `id_of_text`.
     """
-    pivot_id = {token: id_ for id_, token in enumerate(pivot_bytes) if token}
+    pivot_id = id_of_text(pivot_bytes)
     pairs = [(id_, pivot_id[token]) for id_, token in enumerate(source_bytes) if token in pivot_id]
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     shape = (len(source_bytes), len(pivot_bytes))
@@ -97,7 +96,7 @@ def first_piece(vocabularies: Vocabularies) -> Any:
     The pivot token that says as much of the source's as one token can. It needs no texts, and a source token whose
     first byte no pivot token has goes nowhere.
     """
-    id_of = {text: id_ for id_, text in enumerate(vocabularies.pivot_bytes) if text and _has_spelling(text)}
+    id_of = id_of_text([text if _has_spelling(text) else None for text in vocabularies.pivot_bytes])
     pieces = [longest_piece(text or b"", id_of) for text in vocabularies.source_bytes]
     return _with_matches(vocabularies, np.array(pieces, dtype=np.int64))
 
@@ -199,7 +198,7 @@ def _spelling(text: bytes | None) -> str:
 
 def _nearest(counts: Any, source: list[str], pivot: list[str]) -> NDArray[np.int32]:
     del counts
-    last = {spelling: number for number, spelling in enumerate(pivot)}  # of equal ones the highest id: `exact_matches`
+    last = {spelling: number for number, spelling in enumerate(pivot)}  # of equal ones the highest id: `id_of_text`
     ids = np.array(sorted(last.values()), dtype=np.int32)
     found: NDArray[np.int32] = ids[nearest_spelling(source, [pivot[id_] for id_ in ids], BLANKS)]
     return found

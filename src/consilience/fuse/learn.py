@@ -37,7 +37,7 @@ ROWS = (
     "chunk",
     "chunk_logprob",
 )
-Pieces = Mapping[int, Mapping[int, SharedPieces]]
+Pieces = Mapping[int, Mapping[int, SharedPieces]]  # by teacher, by space
 
 IGNORED = -100
 SHARDS_HELD = 4
@@ -177,13 +177,11 @@ def _renumbered(chunk_N_of: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def fusion_objective(
-    loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0, **blocks: int
-) -> Objective:
+def fusion_objective(loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0) -> Objective:
     """`sum_n gold_weight_n · CLM_n + fusion_weight_n · loss_n + sum_c fusion_weight_c · chunk_loss_c`, in nats.
 
     Over a batch's reply positions n and taught chunks c. `pieces` gives `pieces_of` every teacher whose rows are in
-    pieces, by its number in the targets; `blocks` goes to `train.loss_through_head`.
+    pieces, by its number in the targets.
     """
     sparse_loss = pick(LOSSES, loss, "fusion loss")
 
@@ -230,7 +228,6 @@ def fusion_objective(
             learnt_BT,
             lambda logits_MV, block: sums_of(logits_MV, {name: row_N[block] for name, row_N in rows.items()}),
             cuts=_between_chunks(rows["chunk"]),
-            **blocks,
         )
 
     return objective

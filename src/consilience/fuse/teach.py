@@ -69,6 +69,15 @@ class Lesson(NamedTuple):
         """Where the source teaches anything."""
         return self.has_rows_P | np.isfinite(self.chunk_logprob_P)
 
+    def only_chunks(self, kept_P: NDArray[np.bool_]) -> Lesson:
+        """Without what is said of whole chunks, their likelihoods and merged rows, at positions that are not kept."""
+        rows_kept_P = kept_P | (self.space_P != MERGED)
+        return Lesson(
+            self.rows._replace(probs_NJ=np.where(rows_kept_P[:, None], self.rows.probs_NJ, 0)),
+            self.space_P,
+            np.where(kept_P, self.chunk_logprob_P, UNTAUGHT),
+        )
+
 
 Teaching = Callable[[Shard, Shard, Alignment, Link], Lesson]
 
@@ -118,7 +127,7 @@ def merged(pivot: Shard, source: Shard, alignment: Alignment, link: Link) -> Les
     last_P, last_S = _last_of_chunk(alignment.chunk_P), _last_of_chunk(alignment.chunk_S)  # chunks in the same order
     said_P = _said_in_chunk(pivot, alignment.chunk_P, link.vocabularies.pivot_bytes)
     said_S = _said_in_chunk(source, alignment.chunk_S, link.vocabularies.source_bytes)
-    first_P, first_S = _first_of_chunk(alignment.chunk_P)[last_P], _first_of_chunk(alignment.chunk_S)[last_S]
+    first_P, first_S = first_of_chunk(alignment.chunk_P)[last_P], first_of_chunk(alignment.chunk_S)[last_S]
     lonely_P = sides.opens_P[first_P] & ~sides.opens_S[first_S]
     lonely_S = sides.opens_S[first_S] & ~sides.opens_P[first_P]
     rows = _empty(pivot)
@@ -224,7 +233,7 @@ def _chunk_logprobs(source: Shard, alignment: Alignment) -> NDArray[np.float32]:
     return np.where(inside_P, by_chunk[alignment.chunk_P], UNTAUGHT).astype(np.float32)
 
 
-def _first_of_chunk(chunk_N: NDArray[np.int32]) -> NDArray[np.intp]:
+def first_of_chunk(chunk_N: NDArray[np.int32]) -> NDArray[np.intp]:
     """For every position, the position at which its chunk begins (tokens without bytes may stand between)."""
     first = np.full(chunk_N.max(initial=-1) + 2, len(chunk_N))
     np.minimum.at(first, chunk_N, np.arange(len(chunk_N)))
@@ -242,7 +251,7 @@ def _ahead_in_chunk(shard: Shard, chunk_N: NDArray[np.int32]) -> NDArray[np.floa
     """Log-probability (nats) of the tokens of its chunk that stand before each position."""
     nats = np.where(chunk_N >= 0, shard.gold_logprobs_N.astype(np.float64), 0)
     before = np.append(0, np.cumsum(nats))[:-1]
-    return np.asarray(before - before[_first_of_chunk(chunk_N).clip(max=len(before) - 1)])
+    return np.asarray(before - before[first_of_chunk(chunk_N)])
 
 
 def _said_in_chunk(shard: Shard, chunk_N: NDArray[np.int32], token_texts: TokenTexts) -> list[bytes]:

@@ -19,6 +19,7 @@ from consilience.align.pieces import SharedPieces
 from consilience.fuse.learn import Example, collate, fusion_objective
 from consilience.fuse.represent import Shard
 from consilience.fuse.teach import MERGED, PIECES, PIECES_BARE_PIVOT, TEACHINGS, TOKENS, Lesson, Link, pieces_of
+from consilience.train import head
 
 PIVOT, COARSER, FINER = (
     [b"vel", b"kak", b".", b"velkak"],
@@ -155,6 +156,13 @@ def loss_of(lesson: Lesson, chunk_N: list[int], pieces: dict[int, dict[int, Shar
     return fusion_objective("ce", pieces or {})(uniform(), collate([example]))["loss"].item()
 
 
+@pytest.fixture(params=[1, 2, 100])
+def positions_held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many positions of the student's four logits at once, but for a chunk: the sums are the same."""
+    monkeypatch.setattr(head, "BLOCK_LOGITS", {"cpu": 4 * request.param, "cuda": 4 * request.param})
+
+
+@pytest.mark.usefixtures("positions_held")
 def test_the_objective_of_chunks_by_hand() -> None:
     # The student gives velkak (two tokens) 1/16 and "." 1/4.
     def coin(p: float, q: float) -> float:
@@ -164,12 +172,14 @@ def test_the_objective_of_chunks_by_hand() -> None:
     assert loss_of(taught("chunks", coarser, COARSER), [7, 7, 9]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.usefixtures("positions_held")
 def test_the_objective_of_merged_rows_by_hand() -> None:
     # At "kak" the student has said "vel" with 1/4: "kak" after it is 1/16, anything else 15/16.
     expected = -(0.6 * log(1 / 16) + 0.4 * log(15 / 16)) - (0.8 * log(1 / 4) + 0.2 * log(3 / 4))
     assert loss_of(taught("merged", coarser, COARSER), [7, 7, 9]) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.usefixtures("positions_held")
 def test_the_objective_of_pieces_by_hand() -> None:
     lesson = taught("pieces", coarser, COARSER)
     # Pieces ".", "vel", "velkak" stand for one token each; "kak" is in none: "any other" has 1/4 + what is not kept.

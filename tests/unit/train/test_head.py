@@ -9,12 +9,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    FalconH1Config,
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
     MixtralConfig,
     Qwen2Config,
+    RecurrentGemmaConfig,
 )
 
 from consilience.errors import BackendError
@@ -35,6 +37,10 @@ CONFIGS = {
     "gemma2, soft cap": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0),
     "cohere, scaled": CohereConfig(**SHAPE, logit_scale=0.25),
     "granite, scaled": GraniteConfig(**SHAPE, logits_scaling=3.0),
+    "falcon h1, scaled": FalconH1Config(
+        **SHAPE, lm_head_multiplier=0.5, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8
+    ),
+    "recurrent gemma, soft cap": RecurrentGemmaConfig(**SHAPE, logits_soft_cap=2.0, head_dim=8),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=2),
     "gpt2": GPT2Config(
         vocab_size=37, n_embd=16, n_layer=1, n_head=2, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
@@ -147,6 +153,37 @@ def test_bfloat16_autocast_computes_as_the_dense_forward_does() -> None:
     torch.testing.assert_close(
         found_gradients["lm_head.weight"], expected_gradients["lm_head.weight"], rtol=0.05, atol=0.05
     )
+
+
+@pytest.mark.parametrize("config", ["llama, untied", "qwen2, tied"])
+def test_a_batch_in_which_nothing_is_learnt_costs_nothing(config: str) -> None:
+    model = model_of(CONFIGS[config])
+    none_BT = torch.zeros_like(LEARNT_BT)
+    found = loss_through_head(model, INPUTS, none_BT, lambda logits_MV, block: {"loss": logits_MV.sum()})
+    assert found["loss"].item() == 0
+    found_gradients = gradients(model, found["loss"])
+    assert found_gradients.keys() == dict(model.named_parameters()).keys()
+    assert not any(gradient.any() for gradient in found_gradients.values())
+
+
+@pytest.mark.parametrize("config", ["llama, untied", "qwen2, tied"])
+def test_data_parallelism_that_looks_for_unused_parameters_finds_the_head_used(config: str) -> None:
+    model = model_of(CONFIGS[config])
+    _, expected = dense(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:  # Trainer looks for them unless told otherwise
+        parallel = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        found = gradients(model, loss_through_head(parallel, INPUTS, LEARNT_BT, sums_of, block_logits=4 * 37)["loss"])
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
+    model = model_of(CONFIGS["llama, untied"])
+    model.config.logits_scaling = 3.0  # Llama does not divide by it
+    with pytest.raises(BackendError, match="does something to its logits"):
+        loss_through_head(model, INPUTS, LEARNT_BT, sums_of)
 
 
 def test_a_model_that_does_not_use_its_head_is_refused() -> None:
