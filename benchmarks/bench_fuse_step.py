@@ -110,7 +110,7 @@ def step_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]
     # Pieces of three tokens each: what a finer source's vocabulary shares.
     ids = np.arange(args.vocabulary, dtype=np.int32)
     shared = SharedPieces([b"x"] * args.vocabulary, ids, ids - ids % 3)
-    objective = fusion_objective("ce", {1: {PIECES: shared}})
+    objective = fusion_objective("ce", {1: {PIECES: shared}}.__getitem__)
     return lambda: (objective(model, batch)["loss"] / learnt_BT.sum()).backward()
 
 

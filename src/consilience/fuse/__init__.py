@@ -8,7 +8,7 @@ from consilience.fuse.losses import LOSSES
 from consilience.fuse.match import AlignSettings, Match, match
 from consilience.fuse.represent import Representation, RepresentSettings, refuse_top_k, represent
 from consilience.fuse.select import FUSION_FUNCTIONS, SelectSettings, select
-from consilience.fuse.teach import TEACHINGS, pieces_of
+from consilience.fuse.teach import TEACHINGS
 
 __all__ = [
     "FUSION_FUNCTIONS",
@@ -24,7 +24,6 @@ __all__ = [
     "collate",
     "fusion_objective",
     "match",
-    "pieces_of",
     "refuse_top_k",
     "represent",
     "select",

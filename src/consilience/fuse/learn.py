@@ -5,11 +5,11 @@ Shapes: B conversations, T tokens, N reply positions of the batch, J candidates,
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ ROWS = (
     "chunk",
     "chunk_logprob",
 )
-Pieces = Mapping[int, Mapping[int, SharedPieces]]  # by teacher, by space
+Pieces = Callable[[int], Mapping[int, SharedPieces]]  # by teacher, by space
 
 IGNORED = -100
 SHARDS_HELD = 4
@@ -177,13 +177,20 @@ def _renumbered(chunk_N_of: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def fusion_objective(loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_temperature: float = 1.0) -> Objective:
+def fusion_objective(loss: str, pieces: Pieces | None = None, *, chunk_temperature: float = 1.0) -> Objective:
     """`sum_n gold_weight_n · CLM_n + fusion_weight_n · loss_n + sum_c fusion_weight_c · chunk_loss_c`, in nats.
 
-    Over a batch's reply positions n and taught chunks c. `pieces` gives `pieces_of` every teacher whose rows are in
-    pieces, by its number in the targets.
+    Over a batch's reply positions n and taught chunks c. `pieces(teacher)` are those of the `Link` to a source, by its
+    number in the targets; they are asked for where a target's rows are in pieces.
     """
     sparse_loss = pick(LOSSES, loss, "fusion loss")
+
+    @functools.cache
+    def shared(teacher: int, space: int, device: torch.device) -> tuple[Tensor, int]:
+        """The piece of every pivot token, and how many pieces there are."""
+        assert pieces is not None, "targets in pieces need the pieces"
+        found = pieces(teacher)[space]
+        return torch.from_numpy(found.of_pivot.astype(np.int64)).to(device), len(found.texts)
 
     def outcomes(logits_MV: Tensor, ahead_M: Tensor, teacher: int, space: int) -> Tensor:
         """The student's log-odds of the outcomes that a teacher's rows speak of."""
@@ -191,9 +198,7 @@ def fusion_objective(loss: str, pieces: Pieces = MappingProxyType({}), *, chunk_
             return logits_MV
         if space == MERGED:
             return after(logits_MV, ahead_M)
-        shared = pieces[teacher][space]
-        piece_V = torch.from_numpy(shared.of_pivot.astype(np.int64)).to(logits_MV.device)
-        return over_pieces(logits_MV, piece_V, len(shared.texts))
+        return over_pieces(logits_MV, *shared(teacher, space, logits_MV.device))
 
     def sums_of(logits_NV: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over positions whose targets are `rows`; no chunk of text begins before or ends after them."""

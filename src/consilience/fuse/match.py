@@ -34,6 +34,7 @@ from consilience.chat.pieces import BLANK_MARK, Style, style_of
 from consilience.config import Settings, known
 from consilience.errors import ConfigError, DataError, pick
 from consilience.fuse.represent import Representation, Shard
+from consilience.fuse.teach import Link
 from consilience.run import write_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Match:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.quality: dict[str, Any] = json.loads((folder / "quality.json").read_text())
+        self._links: dict[str, Link] = {}
 
     def alignment(self, index: int) -> Alignment:
         """The sequence alignment of shard number `index`."""
@@ -68,8 +70,13 @@ class Match:
 
     def vocabulary(self, name: str) -> Any:
         """The vocabulary mapping called `name`, a sparse [source vocabulary, pivot vocabulary] matrix."""
-        method = pick(VOCABULARY_MAPPINGS, name, "vocabulary mapping")
-        return method(self.vocabularies)
+        return self.link(name).mapping
+
+    def link(self, vocabulary: str) -> Link:
+        """What connects the two vocabularies, by the mapping of that name; made once, for every target."""
+        if vocabulary not in self._links:
+            self._links[vocabulary] = Link(self.vocabularies, vocabulary)
+        return self._links[vocabulary]
 
     @cached_property
     def vocabularies(self) -> Vocabularies:

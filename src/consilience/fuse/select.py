@@ -23,7 +23,7 @@ from consilience.config import Settings, known
 from consilience.errors import ConfigError, pick
 from consilience.fuse.match import Match
 from consilience.fuse.represent import Representation, Shard
-from consilience.fuse.teach import TEACHINGS, TOKENS, UNTAUGHT, Lesson, Link, first_of_chunk, pieces_of
+from consilience.fuse.teach import TEACHINGS, TOKENS, UNTAUGHT, Lesson, first_of_chunk
 from consilience.run import write_json
 
 GOLD, PIVOT = -1, 0  # teachers that are no source
@@ -94,7 +94,7 @@ def select(
     """
     fuse = pick(FUSION_FUNCTIONS, settings.function, "fusion function")
     teach = pick(TEACHINGS, settings.teach, "way of teaching")
-    links = [_link(found, mapping) for _, found, mapping in sources.values()]
+    links = [found.link(mapping) for _, found, mapping in sources.values()]
     group_of = np.unique(np.array(groups), return_inverse=True)[1] if len(groups) else np.zeros(0, dtype=np.int64)
     evidence = [_Evidence(len(groups)) for _ in sources]
     for index, pivot_shard in enumerate(pivot):
@@ -277,10 +277,6 @@ def _chunk_gain(pivot: Shard, teacher: Teacher) -> NDArray[np.float64]:
 
 def _rows_of_pivot(pivot: Shard) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     return pivot.ids_NK.copy(), np.exp(pivot.logprobs_NK.astype(np.float32))
-
-
-def _link(found: Match, mapping: str) -> Link:
-    return Link(found.vocabularies, found.vocabulary(mapping), pieces_of(found.vocabularies))
 
 
 def _mass(

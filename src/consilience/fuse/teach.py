@@ -9,13 +9,15 @@ Shapes: P positions of the pivot in a shard, J candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consilience.align import Alignment, SparseRows, Vocabularies, project
+from consilience.align import VOCABULARY_MAPPINGS, Alignment, SparseRows, Vocabularies, project
 from consilience.align.pieces import (
     BLANK,
     SharedPieces,
@@ -26,6 +28,7 @@ from consilience.align.pieces import (
     shared_pieces,
     to_pieces,
 )
+from consilience.errors import pick
 from consilience.fuse.represent import Shard
 
 # What the ids of a row are: pivot tokens; pivot tokens after the chunk's earlier ones; shared pieces, of tokens as they
@@ -34,12 +37,22 @@ TOKENS, MERGED, PIECES, PIECES_BARE_PIVOT, PIECES_BARE_SOURCE = range(5)
 UNTAUGHT = np.float32(np.nan)
 
 
-class Link(NamedTuple):
-    """What connects a source's vocabulary with the pivot's."""
+@dataclass(frozen=True, eq=False)
+class Link:
+    """What connects a source's vocabulary with the pivot's; computed when a way of teaching asks for it."""
 
     vocabularies: Vocabularies
-    mapping: Any  # source tokens to pivot tokens, sparse [Vs, Vp]
-    pieces: Mapping[int, SharedPieces]  # `pieces_of` the vocabularies
+    vocabulary: str  # of VOCABULARY_MAPPINGS
+
+    @cached_property
+    def mapping(self) -> Any:
+        """Source tokens to pivot tokens, sparse [Vs, Vp]."""
+        return pick(VOCABULARY_MAPPINGS, self.vocabulary, "vocabulary mapping")(self.vocabularies)
+
+    @cached_property
+    def pieces(self) -> dict[int, SharedPieces]:
+        """The shared pieces, by the space that rows of pieces may be in."""
+        return pieces_of(self.vocabularies)
 
 
 def pieces_of(vocabularies: Vocabularies) -> dict[int, SharedPieces]:

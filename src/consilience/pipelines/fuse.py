@@ -36,7 +36,6 @@ from consilience.fuse import (
     collate,
     fusion_objective,
     match,
-    pieces_of,
     refuse_top_k,
     represent,
     select,
@@ -59,6 +58,7 @@ from consilience.weights import Checkpoint, copy_companions, write_checkpoint
 
 OnProgress = Callable[[str, int, int], None]
 PIVOT = "pivot"
+FIRST_SOURCE = 1  # the number of the first source among the teachers of a target
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +256,17 @@ class _Fusion:
 
         def make(folder: Path) -> None:
             pivot = self._load(PIVOT, place=False)  # Trainer knows which GPU is this process's
-            pieces = {n: pieces_of(self.matches[name].vocabularies) for n, name in enumerate(target.sources, start=1)}
+            links = [self.matches[name].link(target.vocabulary) for name in target.sources]
             examples = self._sampled_examples(replies) if replies is not None else self._fusion_examples(chosen)
             model, curve = train(
                 pivot.model.float().train(),  # bfloat16 training is autocast over float32 weights
                 examples,
                 collate,
-                fusion_objective(target.loss, pieces, chunk_temperature=self.recipe.chunk_temperature),
+                fusion_objective(
+                    target.loss,
+                    lambda teacher: links[teacher - FIRST_SOURCE].pieces,
+                    chunk_temperature=self.recipe.chunk_temperature,
+                ),
                 self.recipe.train,
                 folder,
                 seed=seed_of(self.recipe.seed, "train"),  # the same order of examples for every target

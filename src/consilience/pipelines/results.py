@@ -211,7 +211,8 @@ def _alignment(recipe: FuseRecipe, run: RunFolder, name: str, found: Match) -> d
         teachers = json.loads((run.path / "select" / teaching / "teachers.json").read_text())
         mass = teachers["mass"][name]
         result["kept_mass"] = _ratio_over_chats(mass["kept"], mass["positions"], level)
-        result["mapped_mass"] = _ratio_over_chats(mass["mapped"], mass["positions"], level)
+        if recipe.select.teach == "tokens":
+            result["mapped_mass"] = _ratio_over_chats(mass["mapped"], mass["positions"], level)
         result["teacher_share"] = {
             group or "all": {teacher: count / sum(counts.values()) for teacher, count in sorted(counts.items())}
             for group, counts in sorted(teachers["positions"].items())

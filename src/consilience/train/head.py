@@ -54,7 +54,9 @@ def loss_through_head(
     def use(hidden_BTD: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
         hidden_ND = hidden_BTD[learnt_BT.to(hidden_BTD.device)]
         held = block_logits or BLOCK_LOGITS.get(hidden_ND.device.type, BLOCK_LOGITS["cuda"])
-        blocks = list(_blocks(len(hidden_ND), max(1, held // head.weight.shape[0]), cuts))
+        blocks = list(
+            _blocks(len(hidden_ND), max(1, held // getattr(head, "out_features", head.weight.shape[0])), cuts)
+        )
         if type(head) is nn.Linear:
             names: list[str] = []
             values = _Blockwise.apply(hidden_ND, head.weight, head.bias, finish, sums_of, blocks, names)

@@ -15,10 +15,9 @@ from scipy import sparse
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from consilience.align import Vocabularies, align_spans
-from consilience.align.pieces import SharedPieces
 from consilience.fuse.learn import Example, collate, fusion_objective
 from consilience.fuse.represent import Shard
-from consilience.fuse.teach import MERGED, PIECES, PIECES_BARE_PIVOT, TEACHINGS, TOKENS, Lesson, Link, pieces_of
+from consilience.fuse.teach import MERGED, PIECES, PIECES_BARE_PIVOT, TEACHINGS, TOKENS, Lesson, Link
 from consilience.train import head
 
 PIVOT, COARSER, FINER = (
@@ -53,10 +52,13 @@ finer = shard(
 
 def taught(way: str, source: Shard, source_texts: list[bytes], pivot_texts: list[bytes] = PIVOT) -> Lesson:
     alignment = align_spans(pivot.starts_N, pivot.ends_N, source.starts_N, source.ends_N)
-    empty = sparse.csr_array((len(source_texts), len(pivot_texts)))
-    vocabularies = Vocabularies(empty, empty, source_texts, pivot_texts)
-    mapping = sparse.csr_array(np.array([[float(a == b) for b in pivot_texts] for a in source_texts]))
-    return TEACHINGS[way](pivot, source, alignment, Link(vocabularies, mapping, pieces_of(vocabularies)))
+    return TEACHINGS[way](pivot, source, alignment, link(source_texts, pivot_texts))
+
+
+def link(source_texts: list[bytes], pivot_texts: list[bytes]) -> Link:
+    unseen = sparse.csr_array((len(source_texts), len(pivot_texts)))
+    matches = sparse.csr_array(np.array([[float(a == b) for b in pivot_texts] for a in source_texts]))
+    return Link(Vocabularies(unseen, matches, source_texts, pivot_texts), "exact")
 
 
 def row(lesson: Lesson, position: int) -> dict[int, float]:
@@ -145,7 +147,7 @@ def uniform() -> LlamaForCausalLM:
     return student
 
 
-def loss_of(lesson: Lesson, chunk_N: list[int], pieces: dict[int, dict[int, SharedPieces]] | None = None) -> float:
+def loss_of(lesson: Lesson, chunk_N: list[int], source_texts: list[bytes] = COARSER) -> float:
     example = Example(
         "velkak.", np.array([3, 0, 1, 2], dtype=np.int32), np.array([1, 2, 3]),
         ids_NJ=lesson.rows.ids_NJ, probs_NJ=lesson.rows.probs_NJ,
@@ -153,7 +155,9 @@ def loss_of(lesson: Lesson, chunk_N: list[int], pieces: dict[int, dict[int, Shar
         teacher_N=np.ones(3, dtype=np.int8), space_N=lesson.space_P, chunk_N=np.array(chunk_N, dtype=np.int32),
         chunk_logprob_N=lesson.chunk_logprob_P,
     )  # fmt: skip
-    return fusion_objective("ce", pieces or {})(uniform(), collate([example]))["loss"].item()
+    return fusion_objective("ce", {1: link(source_texts, PIVOT).pieces}.__getitem__)(uniform(), collate([example]))[
+        "loss"
+    ].item()
 
 
 @pytest.fixture(params=[1, 2, 100])
@@ -185,5 +189,4 @@ def test_the_objective_of_pieces_by_hand() -> None:
     # Pieces ".", "vel", "velkak" stand for one token each; "kak" is in none: "any other" has 1/4 + what is not kept.
     first = -(0.6 * log(1 / 4) + 0.3 * log(1 / 4) + 0.1 * log(1 / 2))
     last = -(0.8 * log(1 / 4) + 0.2 * log(3 / 4))
-    shared = {1: pieces_of(Vocabularies(None, None, COARSER, PIVOT))}
-    assert loss_of(lesson, [7, 7, 9], shared) == pytest.approx(first + last, abs=2e-3)
+    assert loss_of(lesson, [7, 7, 9]) == pytest.approx(first + last, abs=2e-3)
