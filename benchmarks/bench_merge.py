@@ -63,13 +63,18 @@ class Job:
     in_mergekit: bool = True
 
     def yaml(self, models: Path) -> str:
-        """The mergekit file; a model that is read but not the base has its own parameters."""
+        """mergekit's file; our own recipe for what mergekit has not."""
+        tree: dict[str, Any]
+        if not self.in_mergekit:
+            tree = {"method": self.method, "base": str(models / "base"), "dtype": "bfloat16"}
+            tree["models"] = {name: str(models / name) for name in self.reads if name != "base"}
+            return yaml.safe_dump(tree, sort_keys=False)
         listed = []
         for name, weight in zip(MODELS[1:], WEIGHTS):
             if name in self.reads:
                 own = ({"weight": weight} if self.weighted else {}) | self.each
                 listed.append({"model": str(models / name)} | ({"parameters": own} if own else {}))
-        tree: dict[str, Any] = {"merge_method": self.method, "models": listed, "dtype": "bfloat16"}
+        tree = {"merge_method": self.method, "models": listed, "dtype": "bfloat16"}
         if "base" in self.reads:
             tree["base_model"] = str(models / "base")
         if self.shared:
