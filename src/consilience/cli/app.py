@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from consilience import __version__
+from consilience.cli.merge import merge
 from consilience.errors import ConsilienceError
 
 app = typer.Typer(
@@ -119,6 +120,9 @@ def align(
     from consilience.cli.tables import alignment_table
 
     print(alignment_table(result) + (f"\n\npage    {html}" if html else ""))
+
+
+app.command()(merge)
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

@@ -42,6 +42,11 @@ class Input:
         return bool(said)
 
     @property
+    def head(self) -> str | None:
+        """The name of the head's matrix, where the files hold one."""
+        return next((name for name in self.parts if name.endswith(("lm_head.weight", "embed_out.weight"))), None)
+
+    @property
     def layers(self) -> int | None:
         """How many layers the configuration says the language model has."""
         return next((int(self.text_config[key]) for key in LAYER_KEYS if key in self.text_config), None)

@@ -53,7 +53,7 @@ def with_adapter(parts: Mapping[str, Part], folder: Path) -> dict[str, Part]:
             merged[target], adapters=(*merged[target].adapters, _low_rank(a, b, module, kind, settings, parts[target]))
         )
     for name, tensor in left_over.items():
-        target = name.removeprefix(PREFIX)
+        target = name.removeprefix(PREFIX).replace(".base_layer.", ".")
         if target not in parts or "lora_" in name:
             raise BackendError(
                 f"adapter {folder} holds {name}, which is not read here: LoRA factors and whole tensors of the model "

@@ -274,8 +274,8 @@ class _Reader:
                 continue
             if of_model and name in self.taken.shared:
                 raise ConfigError(
-                    f"{where}.{name}: {method} takes one {name!r} for all models, and mergekit ignores it here. Move it "
-                    "to the top-level 'parameters'."
+                    f"{where}.{name}: {method} takes one {name!r} for all models, and mergekit ignores it here. Move "
+                    "it to the top-level 'parameters'."
                 )
             found[OURS.get(name, name)] = _in_our_words(name, setting)
         return found

@@ -1,6 +1,7 @@
 """What a user asks a merge to do, before any model was opened: a recipe of ours, or mergekit's YAML as it stands.
 
-`ours.py` and `mergekit.py` make it of YAML. `resolve.py` reads it together with the models' headers and makes the engine's plan of it.
+`ours.py` and `mergekit.py` make it of YAML. `resolve.py` reads it together with the models' headers and makes the
+engine's plan of it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from consilience.errors import BackendError, ConfigError, pick
 from consilience.merge.beside import files_beside
@@ -39,14 +39,22 @@ class Options:
     shard_bytes: int = 5_000_000_000
 
 
-def plan_merge(recipe: Recipe, options: Options = Options()) -> MergePlan:
+class Resolved(NamedTuple):
+    """A plan, and the base that it was made against, where there is one."""
+
+    plan: MergePlan
+    base: Input | None
+
+
+def plan_merge(recipe: Recipe, options: Options = Options()) -> Resolved:
     """The plan of `recipe`. Opens the models' headers, reads no weights, writes nothing.
 
     Raises `ConfigError` for what the recipe should say otherwise and `BackendError` for models that do not fit
     together, naming the tensor, the key or the model.
     """
     inputs = open_inputs(recipe, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
-    return _Resolver(recipe, inputs, options).plan()
+    base = None if recipe.base is None else inputs[recipe.base]
+    return Resolved(_Resolver(recipe, inputs, options).plan(), base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,39 +140,48 @@ class _Resolver:
             expected = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
             beside = " beside the base" if method.base != "none" and base else ""
             raise ConfigError(f"{name} merges {expected} models{beside}; the recipe names {len(models)}.")
-        if method.base == "required" and slice_.sources[0].layers:
-            if base not in [source.model for source in slice_.sources]:
-                raise ConfigError(
-                    f"a slice lacks the base {base}: {name} needs to know which of its layers the changes are against. "
-                    "List the base among the slice's sources."
-                )
+        is_listed = base in [source.model for source in slice_.sources]
+        if method.base == "required" and slice_.sources[0].layers and not is_listed:
+            raise ConfigError(
+                f"a slice lacks the base {base}: {name} needs to know which of its layers the changes are against. "
+                "List the base among the slice's sources."
+            )
 
     def _heads(self, inputs: dict[ModelRef, Input]) -> dict[ModelRef, Input]:
-        """The inputs, with a head in all or in none: a tied head beside an untied one is refused or untied."""
-        having = [given for given in inputs.values() if HEAD in given.parts]
-        lacking = {ref: given for ref, given in inputs.items() if HEAD not in given.parts and given.is_tied}
+        """The inputs, with a head of its own in all or in none.
+
+        A head that the configuration ties is the embedding matrix, whatever a file holds under its name: it is left
+        out, as every loader leaves it out. Beside a head that is not tied it is refused, or made a matrix of its own.
+        """
         self.unties = False
-        if not having or not lacking:
+        tied = {ref: given for ref, given in inputs.items() if given.is_tied}
+        separate = [given for given in inputs.values() if not given.is_tied and given.head]
+        if not tied:
             return inputs
-        tied_with_head = [given for given in having if given.is_tied]
-        if not self.options.untie:
+        if separate and not self.options.untie:
             raise BackendError(
-                f"{having[0].label} has a head of its own ({HEAD}) and {next(iter(lacking.values())).label} has not: "
-                "its configuration ties the head to the embeddings. --untie takes the embeddings as its head and "
-                "writes an untied model."
+                f"{separate[0].label} has a head of its own ({separate[0].head}), and the configuration of "
+                f"{next(iter(tied.values())).label} ties its head to the embeddings. --untie takes the embeddings as "
+                "its head and writes an untied model."
             )
-        self.unties = True
-        self._note(f"{', '.join(given.label for given in lacking.values())}: the embeddings are also taken as the head")
-        for given in tied_with_head:
-            self._note(
-                f"{given.label} says that its head is tied and stores one all the same; the stored one is merged"
-            )
-        for ref, given in lacking.items():
-            embeddings = [name for name in given.parts if name.endswith(("embed_tokens.weight", "wte.weight"))]
-            if len(embeddings) != 1:
-                raise BackendError(f"{given.label} is tied, but it has {len(embeddings)} embedding matrices, not one.")
-            inputs[ref] = replace(given, parts={**given.parts, HEAD: given.parts[embeddings[0]]})
+        self.unties = bool(separate)
+        for ref, given in tied.items():
+            kept = {name: part for name, part in given.parts.items() if name != given.head}
+            if separate:
+                self._note(f"{given.label}: the embeddings are also its head; the result is untied")
+                kept[separate[0].head or HEAD] = given.parts[self._embeddings(given)]
+            elif given.head:
+                self._note(f"{given.label}: {given.head} is left out; the configuration ties it to the embeddings")
+            inputs[ref] = replace(given, parts=kept)
         return inputs
+
+    def _embeddings(self, given: Input) -> str:
+        names = [
+            name for name in given.parts if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
+        ]
+        if len(names) != 1:
+            raise BackendError(f"{given.label} is tied, and has {len(names)} embedding matrices instead of one.")
+        return names[0]
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 
@@ -331,7 +348,7 @@ class _Resolver:
             shape = list(self.inputs[source].parts[having[source]].tensor.shape)
             raise BackendError(
                 f"tensor {target.name} {shape} is in {', '.join(map(self._label, having))} and not in "
-                f"{', '.join(lacking)}. --copy-missing copies such tensors as they are; a merge needs them in every input."
+                f"{', '.join(lacking)}. --copy-missing copies such tensors as they are."
             )
         self._note(f"{target.name} is copied from {self._label(source)}; {', '.join(lacking)} lack it")
         return self._copied(target, source, having[source])

@@ -81,7 +81,7 @@ def merge_vocabularies(
     inputs: Mapping[ModelRef, Input],
     note: Callable[[str], None],
 ) -> Vocabularies | None:
-    """The vocabulary that the recipe asks for; None where it asks for none, and matrices must then agree as they are."""
+    """The vocabulary that the recipe asks for; None where it asks for none: matrices must then agree as they are."""
     asked = recipe.vocabulary
     if asked is None:
         return None
