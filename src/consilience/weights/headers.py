@@ -1,6 +1,6 @@
 """Safetensors headers, read with numpy alone: where every tensor of a model folder lies.
 
-    [8 bytes: length of the header][header: JSON, name -> dtype, shape, offsets][the tensors' bytes, one after another]
+[8 bytes: length of the header][header: JSON, name -> dtype, shape, offsets][the tensors' bytes, one after another]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_model(folder: Path) -> StoredModel:
     Raises `BackendError` naming the file when the folder or a shard is missing, cut off or not sound, when the index
     and the shards disagree, or when the weights are pickled.
     """
-    index = _index_of(folder)
+    index = index_of(folder)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(index.values())) if index else [SINGLE]:
         if not (folder / shard).is_file():
@@ -93,6 +93,11 @@ def read_model(folder: Path) -> StoredModel:
                 f"{folder / INDEX} says that {name} is in {shard}, but it is not. Get the model's files again."
             )
     return StoredModel(folder, tensors)
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether `folder` has finished weights in safetensors."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -144,7 +149,7 @@ def _unsound(path: Path, why: str) -> BackendError:
     return BackendError(f"{path} is not readable as safetensors: {why}. It may be cut off: get the file again.")
 
 
-def _index_of(folder: Path) -> dict[str, str]:
+def index_of(folder: Path) -> dict[str, str]:
     """Tensor name -> shard file name; empty when all is in one `model.safetensors`, which transformers reads first."""
     if not folder.is_dir():
         raise BackendError(
