@@ -95,7 +95,12 @@ def open_input(
         raise BackendError(f"{folder} has no config.json. Give the path of a Hugging Face model folder.")
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
-    if allow_pickle and _is_pickled(folder):
+    if _is_pickled(folder):
+        if not allow_pickle:
+            raise BackendError(
+                f"{folder} holds pickled weights (.bin), which can hold code. --allow-pickle reads them, and runs none "
+                "of it; or save the model as safetensors."
+            )
         from consilience.weights.pickled import read_pickled
 
         stored = read_pickled(folder)

@@ -83,11 +83,10 @@ OURS = {  # mergekit's name of a parameter -> ours, where they differ
     "select_topk": "density",
     "normalize_weights": "normalize",
     "nuslerp_flatten": "flatten",
-    "nuslerp_row_wise": "row_wise",
 }
 KNOWN = tuple(dict.fromkeys(name for taken in METHODS.values() for name in taken.all))
 WITHOUT_BASE = ("linear", "karcher", "passthrough")  # they read no base; a base_model among their models is one of them
-TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+PERHAPS_BASE = ("nuslerp", "multislerp")
 
 
 class _Path(Settings):
@@ -179,6 +178,9 @@ class _Reader:
         if (file.models is None) == (file.slices is None):
             raise ConfigError("expected exactly one of 'models' and 'slices'.")
         base = None if file.base_model is None else reference(file.base_model, "base_model")
+        has_base = base is not None or (file.slices and all(slice_.base_model for slice_ in file.slices))
+        if not has_base and file.merge_method not in (*WITHOUT_BASE, *PERHAPS_BASE):
+            raise ConfigError(f"{file.merge_method} merges changes against a base. Give 'base_model'.")
         slices = self._whole_models(base) if file.slices is None else self._slices(file.slices)
         for place, slice_ in enumerate(slices):
             self._refuse_doubles(slice_, place)
@@ -198,6 +200,9 @@ class _Reader:
             path=path,
         )
 
+    def _note(self, line: str) -> None:
+        self.notes[line] = None
+
     def _whole_models(self, base: ModelRef | None) -> tuple[Slice, ...]:
         given = self.file.models or []
         if not given:
@@ -207,9 +212,7 @@ class _Reader:
             ref, key = reference(model.model, f"models.{place}.model"), f"models.{place}.parameters"
             parameters = self._parameters(model.parameters, key, of_model=True)
             if ref == base and parameters and self.file.merge_method not in WITHOUT_BASE:
-                self.notes[f"{key}: {ref} is the base, and the base takes no parameters; mergekit ignores them too"] = (
-                    None
-                )
+                self._note(f"{key}: {ref} is the base, and the base takes no parameters; mergekit ignores them too")
             sources.append(Source(ref, None, parameters))
         if base and self.file.merge_method in WITHOUT_BASE and base not in [source.model for source in sources]:
             raise ConfigError(
@@ -263,20 +266,27 @@ class _Reader:
         for name, raw in (given or {}).items():
             if name not in KNOWN:
                 takes = ", ".join(self.taken.all) or "no parameters"
-                raise ConfigError(
-                    f"unknown parameter {where}.{name}.{nearest(name, self.taken.all or KNOWN)} {method} takes {takes}."
-                )
+                meant = nearest(name, self.taken.all) or nearest(name, KNOWN)
+                raise ConfigError(f"unknown parameter {where}.{name}.{meant} {method} takes {takes}.")
             setting = read_setting(raw, f"{where}.{name}")
             if name == "int8_mask":
                 continue  # it saves memory in mergekit and changes no result
-            if name not in self.taken.all or name in self.taken.unused:
-                self.notes[f"{where}.{name} has no effect: {method} makes no use of it; mergekit ignores it too"] = None
+            if name not in self.taken.all:
+                takes = ", ".join(self.taken.all) or "no parameters"
+                raise ConfigError(
+                    f"{where}.{name}: {method} takes no {name!r} (mergekit ignores it). It takes {takes}."
+                )
+            if name in self.taken.unused:
+                self._note(f"{where}.{name} has no effect: {method} makes no use of it; mergekit ignores it too")
                 continue
             if of_model and name in self.taken.shared:
                 raise ConfigError(
                     f"{where}.{name}: {method} takes one {name!r} for all models, and mergekit ignores it here. Move "
                     "it to the top-level 'parameters'."
                 )
+            if name == "nuslerp_row_wise":
+                _refuse_other_axis(setting, f"{where}.{name}")
+                continue
             found[OURS.get(name, name)] = _in_our_words(name, setting)
         return found
 
@@ -284,7 +294,7 @@ class _Reader:
         """mergekit's defaults behind what the file says for all models; ours may be others."""
         found = dict(said)
         for name, default in self.taken.all.items():
-            if default is not REQUIRED and name not in self.taken.unused:
+            if default is not REQUIRED and name not in (*self.taken.unused, "nuslerp_row_wise"):
                 ours = OURS.get(name, name)
                 found[ours] = (*found.get(ours, ()), *_in_our_words(name, (Choice(default),)))
         return found | ({"variant": (Choice("mergekit"),)} if self.file.merge_method == "sce" else {})
@@ -299,6 +309,14 @@ class _Reader:
         if tokenizer.pad_to_multiple_of is not None and tokenizer.pad_to_multiple_of < 1:
             raise ConfigError(f"tokenizer.pad_to_multiple_of is {tokenizer.pad_to_multiple_of}; expected 1 or more.")
         return Vocabulary(_vocabulary_source(tokenizer.source, "tokenizer.source"), rows, tokenizer.pad_to_multiple_of)
+
+
+def _refuse_other_axis(setting: Setting, where: str) -> None:
+    values = [
+        value for choice in setting for value in (choice.value if isinstance(choice.value, tuple) else (choice.value,))
+    ]
+    if any(values):
+        raise ConfigError(f"{where} is not supported: with nuslerp_flatten: false, the rows of the matrix are turned.")
 
 
 def _in_our_words(name: str, setting: Setting) -> Setting:

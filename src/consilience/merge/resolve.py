@@ -15,7 +15,7 @@ from consilience.merge.beside import files_beside
 from consilience.merge.card import model_card
 from consilience.merge.inputs import Input, open_inputs
 from consilience.merge.layers import BEFORE, BEHIND, Place, depth_of, place_of, stack_sizes
-from consilience.merge.methods import METHODS, Method, check_parameters
+from consilience.merge.methods import MERGES, Method, check_parameters
 from consilience.merge.plan import MergePlan, Rows, TensorPlan
 from consilience.merge.recipe import ModelRef, Parameters, Recipe, Slice, Source, look_up
 from consilience.merge.tokenizer import merge_vocabularies
@@ -73,7 +73,7 @@ class _Resolver:
         self.recipe, self.options = recipe, options
         self.notes = dict.fromkeys(recipe.notes)
         self.inputs = self._heads(dict(inputs))
-        self.method_of_all = pick(METHODS, recipe.method, "merge method")
+        self.method_of_all = pick(MERGES, recipe.method, "merge method")
         self.donor = self._donor()
         for slice_ in recipe.slices:
             self._check_models(recipe.method, self.method_of_all, slice_)
@@ -292,7 +292,7 @@ class _Resolver:
                 )
             return self._copied(target, rule.copy, name)
         method_name = rule.method if rule else recipe.method
-        method = pick(METHODS, method_name, "merge method")
+        method = pick(MERGES, method_name, "merge method")
         if rule:
             self._check_models(method_name, method, target.slice_)
         having = {ref: name for ref, name in target.names.items() if name in self.inputs[ref].parts}
