@@ -1,4 +1,4 @@
-"""`consilience merge` from a recipe to a model that answers. Expected weights by hand, from peft, or from a property."""
+"""`consilience merge` from a recipe to a model that answers. Expected: by hand, from peft, or a property."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_how_far_each_model_moved(consilience: Consilience, family: Path, tmp_pa
     assert everything["cosine"][shown["models"][0]] == pytest.approx(expected, abs=1e-5)
     again = consilience("merge", "--inspect", out, "--json")
     assert again.json["inspect"] == shown
-    assert "cosine of changes" in consilience("merge", "--inspect", out).out
+    assert "cosine between changes" in consilience("merge", "--inspect", out).out
 
 
 def test_layers_are_stacked(consilience: Consilience, family: Path, tmp_path: Path) -> None:

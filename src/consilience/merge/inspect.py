@@ -18,7 +18,7 @@ from consilience.errors import ConfigError
 from consilience.merge.layers import place_of, stack_sizes
 
 MANIFEST = "manifest.json"
-MERGE = "merge"
+EVERYTHING = "all"
 GROUPS = 4  # of layers, about as many in each
 KINDS = (("norm", "norms"), ("attn", "attention"), ("attention", "attention"), ("mlp", "mlp"), ("expert", "mlp"))
 
@@ -38,24 +38,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def travelled(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Per group of tensors: the norm of every model's change and of the merge's, and the cosines among them.
+    """Per group of tensors, how far every model and the result are from the base, and in which direction.
 
-    `groups[name]` has `tensors`, `base_norm`, `norms` and `relative` by model (`relative` is the norm over the base's),
-    and `cosine` by model: with the merge's change. `cosines` are those between the models over all tensors. An empty
-    mapping where the merge had no base to be measured against.
+    `groups[name]` has `tensors`, `entries`, and by model `norms` of the changes, `rms` (the same per entry) and
+    `cosine` with the result's change (None beside a change that is zero). `cosines` are those between all of `models`
+    over all tensors. All empty where the merge had no base to be measured against.
     """
-    measured = {name: entry for name, entry in manifest["tensors"].items() if entry.get("gram")}
+    measured = {name: entry for name, entry in manifest["tensors"].items() if entry.get("delta_norms")}
     if not measured:
         return {"models": [], "groups": {}, "cosines": []}
-    models = max((list(entry["models"]) for entry in measured.values()), key=len)
+    models = list(max((entry["delta_norms"] for entry in measured.values()), key=len))
     sizes = stack_sizes(measured)
     groups: dict[str, list[str]] = {}
     for name, entry in measured.items():
-        if list(entry["models"]) == models:
+        if list(entry["delta_norms"]) == models:  # a rule may merge other models into some tensors
             groups.setdefault(_group(name, sizes), []).append(name)
     every = [name for names in groups.values() for name in names]
-    shown = {group: _summed(measured, names, models) for group, names in [*groups.items(), ("all", every)]}
-    return {"models": [*models, MERGE], "groups": shown, "cosines": _cosines(_gram(measured, every)).tolist()}
+    shown = {group: _summed(measured, names, models) for group, names in [*groups.items(), (EVERYTHING, every)]}
+    cosines = _cosines(_products(measured, every, models))
+    return {"models": models, "groups": shown, "cosines": [[_number(cosine) for cosine in row] for row in cosines]}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -63,46 +64,60 @@ def table(found: Mapping[str, Any]) -> str:
     if not found["groups"]:
         return "nothing to inspect: the merge has no base to be measured against"
     models = found["models"]
-    head = ["moved from the base, relative", *models, *(f"cos({model}, merge)" for model in models[:-1])]
-    rows = [head]
+    short = dict(zip(models, _short(models)))
+    rows = [["rms change from the base", *short.values()]]
+    angles = [["cosine with the result's change", *(short[model] for model in models[:-1])]]
     for group, entry in found["groups"].items():
-        moved = [f"{entry['relative'][model]:.2e}" for model in models]
-        cosines = [_shown(entry["cosine"][model]) for model in models[:-1]]
-        rows.append([f"{group} ({entry['tensors']})", *moved, *cosines])
-    pairs = [["cosine of changes, all tensors", *models]]
-    for model, row in zip(models, found["cosines"]):
-        pairs.append([model, *map(_shown, row)])
-    return f"{_columns(rows)}\n\n{_columns(pairs)}"
+        label = f"{group} ({entry['tensors']} tensors)"
+        rows.append([label, *(f"{entry['rms'][model]:.3g}" for model in models)])
+        angles.append([label, *(_shown(entry["cosine"][model]) for model in models[:-1])])
+    pairs = [["cosine between changes, all tensors", *short.values()]]
+    pairs += [[short[model], *map(_shown, row)] for model, row in zip(models, found["cosines"])]
+    return "\n\n".join(map(_columns, (rows, angles, pairs)))
 
 
 def _summed(measured: Mapping[str, Any], names: Sequence[str], models: Sequence[str]) -> dict[str, Any]:
-    gram = _gram(measured, names)
-    labels = [*models, MERGE]
-    base = math.sqrt(sum(float(measured[name].get("base_square", 0.0)) for name in names))
-    norms = {label: math.sqrt(max(0.0, gram[i, i])) for i, label in enumerate(labels)}
-    cosines = _cosines(gram)
+    products = _products(measured, names, models)
+    entries = sum(math.prod(measured[name]["shape"]) for name in names)
+    norms = {model: math.sqrt(max(0.0, products[i, i])) for i, model in enumerate(models)}
+    cosines = _cosines(products)
     return {
         "tensors": len(names),
-        "base_norm": base,
+        "entries": entries,
         "norms": norms,
-        "relative": {label: norm / base if base else norm for label, norm in norms.items()},
-        "cosine": {
-            label: cosines[i, -1] if cosines[i, -1] == cosines[i, -1] else None for i, label in enumerate(models)
-        },
+        "rms": {model: norm / math.sqrt(max(1, entries)) for model, norm in norms.items()},
+        "cosine": {model: _number(cosines[i, -1]) for i, model in enumerate(models[:-1])},
     }
 
 
-def _gram(measured: Mapping[str, Any], names: Sequence[str]) -> NDArray[np.float64]:
-    total: NDArray[np.float64] = np.sum([measured[name]["gram"] for name in names], axis=0, dtype=np.float64)
+def _products(measured: Mapping[str, Any], names: Sequence[str], models: Sequence[str]) -> NDArray[np.float64]:
+    """Inner products of the changes, summed over tensors; the manifest has them as norms and cosines."""
+    total = np.zeros((len(models), len(models)))
+    for name in names:
+        norms, cosines = measured[name]["delta_norms"], measured[name]["cosines"]
+        for i, one in enumerate(models):
+            total[i, i] += norms[one] ** 2
+            for j, other in enumerate(models[:i]):
+                total[i, j] += (cosines.get(f"{other} {one}") or 0.0) * norms[one] * norms[other]
+                total[j, i] = total[i, j]
     return total
 
 
-def _cosines(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
     """NaN beside a change that is zero."""
-    norms = np.sqrt(np.maximum(np.diag(gram), 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines: NDArray[np.float64] = np.where(np.outer(norms, norms) > 0, gram / np.outer(norms, norms), np.nan)
-    return cosines
+    norms = np.sqrt(np.diag(products))
+    lengths = np.outer(norms, norms)
+    return np.divide(products, lengths, out=np.full_like(products, np.nan), where=lengths > 0)
+
+
+def _number(cosine: float) -> float | None:
+    return None if math.isnan(cosine) else float(cosine)
+
+
+def _short(models: Sequence[str]) -> list[str]:
+    """The last parts of paths, where they are different."""
+    ends = [model.rstrip("/").rpartition("/")[2] for model in models]
+    return ends if len(set(ends)) == len(ends) else list(models)
 
 
 def _group(name: str, sizes: Mapping[str, int]) -> str:
@@ -114,11 +129,12 @@ def _group(name: str, sizes: Mapping[str, int]) -> str:
     step = math.ceil(layers / GROUPS)
     first = place.layer // step * step
     kind = next((kind for part, kind in KINDS if part in place.rest.lower()), "other")
-    return f"layers {first}-{min(first + step, layers) - 1} {kind}"
+    last = min(first + step, layers) - 1
+    return f"layer {first} {kind}" if first == last else f"layers {first}-{last} {kind}"
 
 
 def _shown(cosine: float | None) -> str:
-    return "" if cosine is None or cosine != cosine else f"{cosine:.3f}"
+    return "" if cosine is None else f"{cosine:.3f}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
