@@ -59,7 +59,7 @@ def merge_checkpoints(
     """Merges the `models`, fine-tunes of `base`, into a checkpoint at `out` with the base's names, shapes and dtypes.
 
     Configuration, tokenizer and chat template are the base's. A tensor that is the same in every model and the base is
-    copied bit for bit. `on_tensor(done, total)` counts bytes of the result.
+    copied bit for bit. `on_tensor(done, total)` is called after each tensor.
 
     Raises `ConfigError` when `out` already holds a model (unless `replace`) or is one of the inputs, and
     `BackendError` naming the tensor when it is missing in a model, has another shape, is not made of floating-point
@@ -71,13 +71,13 @@ def merge_checkpoints(
     if any(out.resolve() == folder.resolve() for folder in (base, *models)):
         raise ConfigError(f"{out} is also an input of the merge. Give --out another folder.")
     if holds_checkpoint(out) and not replace:
-        raise ConfigError(f"{out} already holds a model. Give --out another folder.")
+        raise ConfigError(f"{out} already holds a model. Give another folder.")
     parameters = settings.parameters_for(len(models))
     pivot, tunes = read_model(base), [read_model(folder) for folder in models]
     for tune in tunes:
         _refuse_mismatch(pivot, tune)
     tensors = tuple(_planned(name, pivot, tunes, settings.method, parameters) for name in pivot.tensors)
-    execute([(MergePlan(tensors), out)], on_bytes=on_tensor, replace=True)
+    execute([(MergePlan(tensors), out)], on_tensor=on_tensor, replace=True)
     copy_companions(base, out)
 
 

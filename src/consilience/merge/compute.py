@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ from consilience.merge.native import kernel
 CHUNK = 512  # kernels.CHUNK, without its imports
 SEGMENT = 1 << 16  # entries that a sum is taken over before sums are added
 BLOCK = 1 << 18  # entries of a tensor that a thread works on at a time; a multiple of SEGMENT
-SAMPLED, RUN = 1 << 16, CHUNK  # entries of a tensor that are sampled, in runs
+LEAST_SAMPLED, MOST_SAMPLED, RUN = 1 << 13, 1 << 17, 1 << 11  # entries that are sampled, in runs
 RANK_BINS = 512  # kernels.RANK_BINS
 RESULT = 1 << 62  # kernels.RESULT
 
@@ -48,6 +48,8 @@ CODES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # kernels.BF16 ...
 BUFFERS: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 SCORES = {"magnitude": 0, "spread": 1, "importance": 2}
 KEEPS = {"all": 0, "band": 1, "random": 2, "random by rank": 3, "spread": 4}
+REMEMBERED = 5  # kernels.KEEP_REMEMBERED
+REMEMBERED_BYTES = 80_000_000  # at most, for what was kept of a tensor; beyond, it is drawn again
 WAYS = {"sum": 0, "mean": 1, "agreeing sum": 2}
 FORMULAS = {"nearswap": 0, "varm": 1, "ram": 2, "fusion": 3}
 
@@ -72,6 +74,7 @@ class Job:
     on_block: Callable[[int], None] = lambda entries: None
     bad: int = 0  # kernels' return values, or-ed
     products: NDArray[np.float64] | None = field(default=None, repr=False)  # of all deltas, the result's last
+    kept: tuple[Keep, NDArray[np.uint8]] | None = field(default=None, repr=False)  # a bit per model and entry
 
     @property
     def rows(self) -> int:
@@ -209,6 +212,9 @@ def measure(request: Measurement, jobs: Sequence[Job], workers: Workers) -> Any:
         return [_sample(request, model, jobs) for model in request.models]
     if isinstance(request, Count):
         return _count(request, jobs, workers)
+    if isinstance(request, Kept) and request.keep.how == "random by rank":
+        for job in jobs:
+            _make_room(request.keep, job)
     by_row = _by_row(request)
     parts: dict[tuple[int, int], Any] = {}
 
@@ -231,6 +237,13 @@ def measure(request: Measurement, jobs: Sequence[Job], workers: Workers) -> Any:
     if isinstance(request, Touched):
         return np.sum(by_segment, axis=0)
     return np.concatenate(by_segment).sum(0)
+
+
+def _make_room(keep: Keep, job: Job) -> None:
+    """For a bit per model and entry, so that what ranks and draws decided is not found out twice."""
+    stride = -(-job.facts.size // 8)
+    if job.facts.row % 8 == 0 and job.facts.models * stride <= REMEMBERED_BYTES:
+        job.kept = keep, np.zeros((job.facts.models, stride), np.uint8)
 
 
 def _measured(request: Measurement, job: Job, start: int, stop: int) -> tuple[int, NDArray[Any]]:
@@ -257,6 +270,8 @@ def _measured(request: Measurement, job: Job, start: int, stop: int) -> tuple[in
             KEEPS[request.keep.how],
             _address(numbers),
             _address(job.keys),
+            _address(job.kept[1]) if job.kept else 0,
+            job.kept[1].shape[1] if job.kept else 0,
             _address(sums),
             work,
         )
@@ -275,41 +290,41 @@ def _sample(request: Sample, model: int, jobs: Sequence[Job]) -> NDArray[np.floa
     """Sorted scores and how many entries each stands for; all of them where there are few."""
     total = sum(job.facts.size for job in jobs)
     factors = np.array(request.row_factors or (1.0,))
+    by_row = request.kind == "importance"
     samples = []
     for job in jobs:
         size = job.facts.size
-        runs = max(min(round(SAMPLED / RUN * size / max(total, 1)), size // RUN), 1)
-        if total <= SAMPLED or runs * RUN >= size:
-            starts, length = np.zeros(1, np.int64), size
+        wanted = min(max(size // 64, LEAST_SAMPLED), MOST_SAMPLED) * size / max(total, 1)
+        runs = max(round(wanted / RUN), 1)
+        if runs * RUN >= size:
+            starts, length = [0], size
         else:
-            starts, length = np.arange(runs, dtype=np.int64) * ((size - RUN) // max(runs - 1, 1)) // CHUNK * CHUNK, RUN
+            starts, length = [run * ((size - RUN) // max(runs - 1, 1)) for run in range(runs)], RUN
         scores = np.empty((len(starts), length))
-        for run, first in zip(scores, starts.tolist()):
-            for start, stop in _runs(first, first + length, job.facts.row if request.kind == "importance" else BLOCK):
+        for run, first in zip(scores, starts):
+            for start, stop in _cut(first, first + length, job.facts.row if by_row else size):
                 inputs = _Inputs(job.inputs, start, stop)
-                row_factor = np.array([factors[start // job.facts.row] if request.kind == "importance" else 1.0])
-                begin = np.zeros(1, np.int64)
+                factor = factors[start // job.facts.row :] if by_row else factors
                 job.bad |= kernel("scores")(
                     *inputs.arguments,
                     SCORES[request.kind],
                     model,
-                    _address(begin),
-                    1,
                     stop - start,
-                    BLOCK,
-                    _address(row_factor),
+                    _address(factor),
                     _address(run[start - first :]),
                     _work(inputs.count),
                 )
-        samples.append(np.stack([scores.ravel(), np.full(scores.size, size / max(scores.size, 1))]))
+        samples.append(np.stack([np.sort(scores, axis=None), np.full(scores.size, size / max(scores.size, 1))]))
+    if len(samples) == 1:
+        return samples[0]
     sample = np.concatenate(samples, axis=1)
     return sample[:, np.argsort(sample[0], kind="stable")]
 
 
-def _runs(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+def _cut(start: int, stop: int, step: int) -> list[tuple[int, int]]:
     """start..stop cut at the multiples of `step`."""
     cuts = [start, *range((start // step + 1) * step, stop, step), stop]
-    return list(zip(cuts, cuts[1:]))
+    return list(itertools.pairwise(cuts))
 
 
 def _count(request: Count, jobs: Sequence[Job], workers: Workers) -> list[Counted]:
@@ -409,16 +424,19 @@ def _combined(combination: Combination, job: Job, start: int, stop: int) -> tupl
             *tail,
         )
     elif isinstance(combination, Masked):
+        remembered = job.kept[1] if job.kept and job.kept[0] == combination.keep else None
         numbers = _numbers(combination.keep, facts.models, combination)
         bad = kernel("masked")(
             *inputs.arguments,
             size,
             segment,
             start,
-            KEEPS[combination.keep.how],
+            KEEPS[combination.keep.how] if remembered is None else REMEMBERED,
             WAYS[combination.way],
             _address(numbers),
             _address(job.keys),
+            0 if remembered is None else _address(remembered),
+            0 if remembered is None else remembered.shape[1],
             *tail,
         )
     else:
@@ -436,6 +454,15 @@ def _combined(combination: Combination, job: Job, start: int, stop: int) -> tupl
         )
     job.write(start, out)
     return bad, sums
+
+
+def merge(steps: Steps, job: Job, workers: Workers) -> Mapping[str, Any]:
+    """Measures and combines one tensor; returns what the method says of it. There is nothing to say of no entries."""
+    if job.facts.size == 0:
+        return {}
+    combination = settle(steps, [job], workers)
+    combine(combination, job, workers)
+    return combination.record
 
 
 def settle(steps: Steps, jobs: Sequence[Job], workers: Workers) -> Combination:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.errors import BackendError, ConfigError
-from consilience.merge.compute import BLOCK, CODES, Job, Operand, Workers, _address, combine, keys_of, settle
+from consilience.merge.compute import BLOCK, CODES, Job, Operand, Workers, _address, combine, keys_of, merge, settle
 from consilience.merge.methods import MERGES, Combination, Facts, unit_of
 from consilience.merge.plan import LowRank, MergePlan, Part, Rows, TensorPlan
 from consilience.weights.headers import ITEM_BYTES, StoredTensor
@@ -32,20 +32,21 @@ from consilience.weights.planned import PlannedCheckpoint, PlannedTensor
 MANIFEST = "manifest.json"
 LARGE = 1 << 23  # entries from which the threads share a tensor; below, each thread has one of its own
 COPY_BYTES = 1 << 22
-OnBytes = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 def execute(
     plans: Sequence[tuple[MergePlan, Path]],
     *,
     threads: int | None = None,
-    on_bytes: OnBytes = lambda done, total: None,
+    on_bytes: OnProgress = lambda done, total: None,
+    on_tensor: OnProgress = lambda done, total: None,
     replace: bool = False,
 ) -> list[dict[str, Any]]:
     """Makes each plan's checkpoint in its folder, in one pass over the inputs; returns their manifests.
 
-    `on_bytes(done, total)` counts the bytes of the results. A folder that holds files is refused unless `replace`; one
-    that an earlier, killed call with the same plan left is finished, with the same bytes.
+    `on_bytes(done, total)` counts the bytes of the results, `on_tensor` their tensors. A folder that holds files is
+    refused unless `replace`; one that an earlier, killed call with the same plan left is finished, with the same bytes.
 
     Raises `ConfigError` for a folder that cannot be used and for parameters that cannot be computed with, and
     `BackendError` naming the tensor where an input or a result is not finite, or the disk is too small. No weights have
@@ -73,7 +74,7 @@ def execute(
             )
             stack.callback(output.close)
             outputs.append(output)
-        _Pass([plan for plan, _ in plans], outputs, MappedFiles(), workers, on_bytes).run()
+        _Pass([plan for plan, _ in plans], outputs, MappedFiles(), workers, on_bytes, on_tensor).run()
         manifests = []
         for (plan, _), output in zip(plans, outputs):
             manifests.append(_manifest(plan, prints, output))
@@ -90,12 +91,15 @@ class _Pass:
         outputs: Sequence[PlannedCheckpoint],
         files: MappedFiles,
         workers: Workers,
-        on_bytes: OnBytes,
+        on_bytes: OnProgress,
+        on_tensor: OnProgress,
     ) -> None:
         self.plans, self.outputs, self.files, self.workers = plans, outputs, files, workers
         self.total = sum(output.total_bytes for output in outputs)
         self.done = 0
-        self.on_bytes = on_bytes
+        self.on_bytes, self.on_tensor = on_bytes, on_tensor
+        self.tensors = sum(len(plan.tensors) for plan in plans)
+        self.finished = 0
         self._lock = threading.Lock()
         self._alone = Workers(1)
         self._settled: dict[tuple[int, str], Combination] = {}
@@ -105,7 +109,7 @@ class _Pass:
         for place, (plan, output) in enumerate(zip(self.plans, self.outputs)):
             for tensor in plan.tensors:
                 if tensor.name in output.finished:
-                    self._progress(PlannedTensor(tensor.name, tensor.dtype, tensor.shape).nbytes)
+                    self._progress(PlannedTensor(tensor.name, tensor.dtype, tensor.shape).nbytes, finished=1)
                 else:
                     by_name.setdefault(tensor.name, []).append((place, tensor))
             self._settle_units(place, plan)
@@ -118,10 +122,13 @@ class _Pass:
             self._merge(group, self.workers)
         self.workers.each(small, lambda group: self._merge(group, self._alone))
 
-    def _progress(self, count: int) -> None:
+    def _progress(self, count: int, finished: int = 0) -> None:
         with self._lock:
             self.done += count
+            self.finished += finished
             self.on_bytes(self.done, self.total)
+            if finished:
+                self.on_tensor(self.finished, self.tensors)
 
     def _settle_units(self, place: int, plan: MergePlan) -> None:
         """Measures first what is measured over several tensors together: a layer's, or the whole model's."""
@@ -134,6 +141,7 @@ class _Pass:
         for tensors in units.values():
             if all(tensor.name in self.outputs[place].finished for tensor in tensors):
                 continue
+            tensors = [tensor for tensor in tensors if _size(tensor)] or tensors[:1]
             jobs = [self._job(place, tensor) for tensor in tensors]
             first = tensors[0]
             facts = jobs[0].facts._replace(size=sum(job.facts.size for job in jobs))
@@ -149,14 +157,18 @@ class _Pass:
             if tensor.method == "passthrough" and _is_copy(tensor):
                 self._copy(place, tensor)
                 output.finish(tensor.name, {})
+                self._progress(0, finished=1)
                 continue
             job = self._job(place, tensor)
-            combination = self._settled.get((place, tensor.name))
-            if combination is None:
-                combination = settle(MERGES[tensor.method].steps(job.facts, tensor.parameters), [job], workers)
-            combine(combination, job, workers)
+            settled = self._settled.get((place, tensor.name))
+            if settled is None:
+                record = merge(MERGES[tensor.method].steps(job.facts, tensor.parameters), job, workers)
+            else:
+                combine(settled, job, workers)
+                record = settled.record
             self._refuse_not_finite(tensor, job)
-            output.finish(tensor.name, {**combination.record, **_statistics(tensor, job)})
+            output.finish(tensor.name, {**record, **_statistics(tensor, job)})
+            self._progress(0, finished=1)
 
     def _job(self, place: int, tensor: TensorPlan) -> Job:
         rows = ([tensor.base] if tensor.base is not None else []) + list(tensor.models)

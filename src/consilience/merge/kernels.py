@@ -1,7 +1,8 @@
 """The compiled loops of merging. This file imports numba: only `merge/native.py` does that, and only when it compiles.
 
 Every kernel goes over one block of a tensor: `n` entries of each input at the addresses in `inputs`, stored as `codes`
-say. Input 0 is the base where there is one. Numbers are worked on in float64, CHUNK entries at a time, and rounded once.
+say. Input 0 is the base where there is one. Numbers are worked on in float64, CHUNK entries at a time, and rounded to
+what is stored at the end.
 Sums are taken over segments of `segment` entries, so that they do not depend on how a tensor is cut into blocks.
 
 Arguments are whole numbers (sizes and addresses of arrays), so that compiled code can be kept as one object file
@@ -19,11 +20,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 CHUNK = 512
+RUN = 16  # scores that are looked at together for one within a bracket
 BF16, F16, F32, F64 = 0, 1, 2, 3
 RESULT = 1 << 62
 
 # Ways to make numbers 0 before they are combined.
-KEEP_ALL, KEEP_BAND, KEEP_RANDOM, KEEP_RANDOM_BY_RANK, KEEP_SPREAD = 0, 1, 2, 3, 4
+KEEP_ALL, KEEP_BAND, KEEP_RANDOM, KEEP_RANDOM_BY_RANK, KEEP_SPREAD, KEEP_REMEMBERED = 0, 1, 2, 3, 4, 5
 # Ways to combine.
 SUM, AGREEING_MEAN, AGREEING_SUM = 0, 1, 2
 NEARSWAP, VARM_ENTRY, RAM, FUSION = 0, 1, 2, 3
@@ -71,12 +73,14 @@ def _bitcast(to_kind: str, bits: int, source: Any, target: Any) -> Any:
     return cast
 
 
+u8 = _loader("i", 8, types.uint8)
 u16 = _loader("i", 16, types.uint16)
 u32 = _loader("i", 32, types.uint32)
 u64 = _loader("i", 64, types.uint64)
 i64 = _loader("i", 64, types.int64)
 f32 = _loader("f", 32, types.float32)
 f64 = _loader("f", 64, types.float64)
+put_u8 = _storer("i", 8, types.uint8)
 put_u16 = _storer("i", 16, types.uint16)
 put_u32 = _storer("i", 32, types.uint32)
 put_u64 = _storer("i", 64, types.uint64)
@@ -91,20 +95,15 @@ double_of = _bitcast("f", 64, types.uint64, types.float64)
 
 @intrinsic
 def bfloat16_of(typing_context, value):  # type: ignore[no-untyped-def]
-    """The nearest bfloat16, ties to even: to float32 first, but to odd, so that no number in between looks like a tie.
+    """The nearest bfloat16 to a number's nearest float32, ties to even.
 
-    Written in LLVM's terms because numba widens arithmetic on 32 bits to 64.
+    By way of float32 because a weight of 0.3 is none in binary: what lies 1e-16 beside a tie is a tie. Written in
+    LLVM's terms because numba widens arithmetic on 32 bits to 64.
     """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        (exact,) = args
-        single, double, word = ir.FloatType(), ir.DoubleType(), ir.IntType(32)
-        near = builder.fptrunc(exact, single)
-        bits, back = builder.bitcast(near, word), builder.fpext(near, double)
-        absolute = builder.module.declare_intrinsic("llvm.fabs", [double])
-        beyond = builder.fcmp_ordered(">", builder.call(absolute, [back]), builder.call(absolute, [exact]))
-        odd = builder.or_(builder.sub(bits, builder.zext(beyond, word)), word(1))
-        bits = builder.select(builder.fcmp_ordered("!=", back, exact), odd, bits)
+        word = ir.IntType(32)
+        bits = builder.bitcast(builder.fptrunc(args[0], ir.FloatType()), word)
         even = builder.and_(builder.lshr(bits, word(16)), word(1))
         bits = builder.lshr(builder.add(builder.add(bits, word(0x7FFF)), even), word(16))
         return builder.trunc(bits, ir.IntType(16))
@@ -172,7 +171,7 @@ def _store(source, n, address, code, start):  # type: ignore[no-untyped-def]
     if code == F16:
         bad = False
         for i in range(n):
-            exact = f64(source, i)
+            exact = np.float64(np.float32(f64(source, i)))
             size = abs(exact)
             exponent = max(np.int64(bits_of(size) >> U64(52)) - 1023, -14)
             unit = double_of(U64(U64(exponent - 10 + 1023) << U64(52)))
@@ -229,7 +228,7 @@ def _all_same(inputs, codes, count, start, n):  # type: ignore[no-untyped-def]
     first = i64(inputs, 0)
     for k in range(1, count):
         other = i64(inputs, k)
-        if code == BF16 or code == F16:
+        if code in (BF16, F16):
             for i in range(n):
                 difference |= U64(u16(first, start + i) ^ u16(other, start + i))
         elif code == F32:
@@ -250,24 +249,39 @@ def _copy_chunk(n, source, to):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _statistics(n, count, with_base, values, result, deltas, sums):  # type: ignore[no-untyped-def]
+def _subtract_to_float(n, one, other, to):  # type: ignore[no-untyped-def]
+    for i in range(n):
+        put_f32(to, i, np.float32(f64(one, i) - f64(other, i)))
+
+
+@_sum
+def _dot_of_floats(n, one, other):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for i in range(n):
+        total += f32(one, i) * f32(other, i)
+    return np.float64(total)
+
+
+@_inline
+def _statistics(n, count, with_base, values, result, room, sums):  # type: ignore[no-untyped-def]
     """Adds the inner products of all deltas, the result's last, to the sums at `sums`.
 
-    Deltas are against the base; without one, the models' against the result.
+    Deltas are against the base; without one, the models' against the result, and only their squares. They are made
+    for the manifest: a chunk's sums are in float32, and right to about 1e-6.
     """
     vectors = 0
     against = values if with_base else result
     for k in range(1 if with_base else 0, count):
-        _subtract(n, values + 8 * CHUNK * k, against, deltas + 8 * CHUNK * vectors)
+        _subtract_to_float(n, values + 8 * CHUNK * k, against, room + 4 * CHUNK * vectors)
         vectors += 1
     if with_base:
-        _subtract(n, result, values, deltas + 8 * CHUNK * vectors)
+        _subtract_to_float(n, result, values, room + 4 * CHUNK * vectors)
         vectors += 1
     pair = 0
     for a in range(vectors):
         for b in range(a, vectors):
             if with_base or a == b:
-                dot = _dot(n, deltas + 8 * CHUNK * a, deltas + 8 * CHUNK * b)
+                dot = _dot_of_floats(n, room + 4 * CHUNK * a, room + 4 * CHUNK * b)
                 put_f64(sums, pair, f64(sums, pair) + dot)
             pair += 1
 
@@ -370,22 +384,14 @@ def _score(kind, model, n, models, deltas, row_factor, to):  # type: ignore[no-u
             put_f64(to, i, abs(f64(at, i)) * row_factor)
 
 
-def scores(  # type: ignore[no-untyped-def]
-    inputs, codes, count, kind, model, starts, runs, length, row, row_factors, to, work
-):
-    """The scores of `runs` runs of `length` entries that begin at `starts` (int64): float64 [runs, length].
-
-    For IMPORTANCE a run lies within a row of `row` entries, whose factor is in `row_factors` (float64).
-    """
+def scores(inputs, codes, count, kind, model, n, factor, to, work):  # type: ignore[no-untyped-def]
+    """The scores of n entries, for IMPORTANCE of one row with that factor: float64 at `to`."""
     bad = 0
     deltas = work + 8 * CHUNK * count
-    for run in range(runs):
-        first = i64(starts, run)
-        for start in range(0, length, CHUNK):
-            m = min(CHUNK, length - start)
-            bad |= _deltas(inputs, codes, count, first + start, m, work, deltas)
-            factor = f64(row_factors, (first + start) // row) if kind == IMPORTANCE else 1.0
-            _score(kind, model, m, count - 1, deltas, factor, to + 8 * (run * length + start))
+    for start in range(0, n, CHUNK):
+        m = min(CHUNK, n - start)
+        bad |= _deltas(inputs, codes, count, start, m, work, deltas)
+        _score(kind, model, m, count - 1, deltas, f64(factor, 0) if kind == IMPORTANCE else 1.0, to + 8 * start)
     return bad
 
 
@@ -427,13 +433,20 @@ def narrow(  # type: ignore[no-untyped-def]
                 put_i64(at, 6, i64(at, 6) + positive)
                 if within > above:
                     row_bins = bins + i64(at, 4)
-                    for i in range(m):
-                        bits = bits_of(f64(score, i))
-                        if bits >= low and bits <= high:
-                            place = 3 * np.int64((bits - low) >> shift)
-                            put_u64(row_bins, place, u64(row_bins, place) + U64(1))
-                            put_u64(row_bins, place + 1, min(u64(row_bins, place + 1), bits))
-                            put_u64(row_bins, place + 2, max(u64(row_bins, place + 2), bits))
+                    for run in range(0, m, RUN):
+                        end = min(run + RUN, m)
+                        inside = 0
+                        for i in range(run, end):
+                            bits = bits_of(f64(score, i))
+                            inside += np.int64((bits >= low) & (bits <= high))
+                        if inside:
+                            for i in range(run, end):
+                                bits = bits_of(f64(score, i))
+                                if bits >= low and bits <= high:
+                                    place = 3 * np.int64((bits - low) >> shift)
+                                    put_u64(row_bins, place, u64(row_bins, place) + U64(1))
+                                    put_u64(row_bins, place + 1, min(u64(row_bins, place + 1), bits))
+                                    put_u64(row_bins, place + 2, max(u64(row_bins, place + 2), bits))
     return bad
 
 
@@ -469,49 +482,46 @@ RANK_SHIFT = 47
 
 
 @_inline
-def _rank_bin(bits, top):  # type: ignore[no-untyped-def]
-    return max(np.int64(bits >> U64(RANK_SHIFT)) - top + (RANK_BINS - 1), 0)
-
-
-@_inline
 def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tables):  # type: ignore[no-untyped-def]
     """Per model, what an entry of the row start..stop is kept with, by the bin of its size; float64 at `tables`.
 
     [density - epsilon, density + epsilon], linear in the rank; the numbers of a bin share their mean rank.
     """
     size = stop - start
-    largest = tables + 8 * RANK_BINS * (count - 1)
-    for k in range(count - 1):
+    models = count - 1
+    largest = tables + 8 * RANK_BINS * models
+    for k in range(models):
         put_u64(largest, k, U64(0))
         for b in range(RANK_BINS):
-            put_f64(tables, k * RANK_BINS + b, 0.0)
+            put_i64(tables, k * RANK_BINS + b, 0)
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
         _deltas(inputs, codes, count, at, m, work, deltas)
-        for k in range(count - 1):
-            top = u64(largest, k)
+        for k in range(models):
+            top = np.int64(u64(largest, k))
             for i in range(m):
-                top = max(top, bits_of(abs(f64(deltas + 8 * CHUNK * k, i))))
-            put_u64(largest, k, top)
-    for k in range(count - 1):
-        put_u64(largest, k, u64(largest, k) >> U64(RANK_SHIFT))
+                top = max(top, np.int64(bits_of(abs(f64(deltas + 8 * CHUNK * k, i)))))
+            put_i64(largest, k, top)
+    for k in range(models):
+        put_i64(largest, k, i64(largest, k) >> RANK_SHIFT)
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
         if size > CHUNK:
             _deltas(inputs, codes, count, at, m, work, deltas)
-        for k in range(count - 1):
-            table, top = tables + 8 * RANK_BINS * k, i64(largest, k)
+        for k in range(models):
+            table, least = tables + 8 * RANK_BINS * k, i64(largest, k) - (RANK_BINS - 1)
             for i in range(m):
-                b = _rank_bin(bits_of(abs(f64(deltas + 8 * CHUNK * k, i))), top)
-                put_f64(table, b, f64(table, b) + 1.0)
-    for k in range(count - 1):
+                b = max((np.int64(bits_of(abs(f64(deltas + 8 * CHUNK * k, i)))) >> RANK_SHIFT) - least, 0)
+                put_i64(table, b, i64(table, b) + 1)
+    for k in range(models):
         table = tables + 8 * RANK_BINS * k
         density, epsilon = f64(numbers, 2 + 8 * k + 2), f64(numbers, 2 + 8 * k + 3)
-        below = 0.0
+        lowest = (density - epsilon) * 4294967296.0
+        step = 2 * epsilon / max(size - 1, 1) * 4294967296.0
+        below = 0
         for b in range(RANK_BINS):
-            here = f64(table, b)
-            rank = (below + (here - 1.0) / 2) / max(size - 1, 1)
-            put_f64(table, b, (density - epsilon + 2 * epsilon * rank) * 4294967296.0)
+            here = i64(table, b)
+            put_f64(table, b, lowest + step * (below + 0.5 * (here - 1)))
             below += here
     return largest
 
@@ -542,21 +552,44 @@ def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):
                 for i in range(n):
                     put_f64(at, i, f64(at, i) if np.float64(u32(draws, i)) < limit else 0.0)
             else:
-                table, top = tables + 8 * RANK_BINS * k, i64(largest, k)
+                table, least_bin = tables + 8 * RANK_BINS * k, i64(largest, k) - (RANK_BINS - 1)
                 for i in range(n):
                     value = f64(at, i)
-                    limit = f64(table, _rank_bin(bits_of(abs(value)), top))
-                    put_f64(at, i, value if np.float64(u32(draws, i)) < limit else 0.0)
+                    b = max((np.int64(bits_of(abs(value))) >> RANK_SHIFT) - least_bin, 0)
+                    put_f64(at, i, value if np.float64(u32(draws, i)) < f64(table, b) else 0.0)
+
+
+@_inline
+def _remember(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped-def]
+    """A bit per entry and model, set where the delta is not 0; `flat` is a multiple of 8."""
+    for k in range(models):
+        at, to = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
+        for byte in range((n + 7) // 8):
+            value = 0
+            for i in range(8 * byte, min(8 * byte + 8, n)):
+                value |= np.int64(f64(at, i) != 0.0) << (i - 8 * byte)
+            put_u8(to, byte, np.uint8(value))
+
+
+@_inline
+def _recall(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped-def]
+    for k in range(models):
+        at, source = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
+        for byte in range((n + 7) // 8):
+            value = np.int64(u8(source, byte))
+            for i in range(8 * byte, min(8 * byte + 8, n)):
+                put_f64(at, i, f64(at, i) if (value >> (i - 8 * byte)) & 1 else 0.0)
 
 
 def kept(  # type: ignore[no-untyped-def]
-    inputs, codes, count, n, segment, first, keep, numbers, keys, sums, work
+    inputs, codes, count, n, segment, first, keep, numbers, keys, bits, stride, sums, work
 ):
     """Per segment and model: sum |delta|, that of the kept, sum delta^2 of the kept. float64 [segments, models, 3].
 
     `numbers` (float64): scale of the whole, least spread, then 8 per model: least and largest size, density, epsilon,
     weight in the vote, weight in the mean, factor, 0. `keys` (uint64): the generator's, per model. `first` is the
-    place of the block's first entry in its tensor.
+    place of the block's first entry in its tensor. With `bits` not 0, what was kept is remembered there, a bit per
+    entry of the tensor, `stride` bytes for each model.
     """
     bad = 0
     models = count - 1
@@ -575,6 +608,8 @@ def kept(  # type: ignore[no-untyped-def]
                 place = 3 * (s * models + k)
                 put_f64(sums, place, f64(sums, place) + _size(m, deltas + 8 * CHUNK * k))
             _keep(keep, m, models, first + start, numbers, keys, deltas, score, tables, largest)
+            if bits:
+                _remember(m, models, first + start, deltas, bits, stride)
             for k in range(models):
                 at = deltas + 8 * CHUNK * k
                 place = 3 * (s * models + k)
@@ -592,7 +627,7 @@ def _size(n, one):  # type: ignore[no-untyped-def]
 
 
 def masked(  # type: ignore[no-untyped-def]
-    inputs, codes, count, n, segment, first, keep, way, numbers, keys, out, out_code, sums, pairs, work
+    inputs, codes, count, n, segment, first, keep, way, numbers, keys, bits, stride, out, out_code, sums, pairs, work
 ):
     """The base plus a sum, or a mean of those with the elected sign, of the deltas that are kept. See `kept`."""
     bad = 0
@@ -613,7 +648,9 @@ def masked(  # type: ignore[no-untyped-def]
             if _all_same(inputs, codes, count, start, m):
                 _copy_chunk(m, work, result)
             else:
-                if keep != KEEP_ALL:
+                if keep == KEEP_REMEMBERED:
+                    _recall(m, models, first + start, deltas, bits, stride)
+                elif keep != KEEP_ALL:
                     _keep(keep, m, models, first + start, numbers, keys, deltas, score, tables, largest)
                 for i in range(m):
                     put_f64(result, i, 0.0)
@@ -643,12 +680,18 @@ def masked(  # type: ignore[no-untyped-def]
                             put_f64(result, i, f64(total, i) / weights)
                     else:
                         _copy_chunk(m, total, result)
-                for i in range(m):
-                    put_f64(result, i, f64(work, i) + scale * f64(result, i))
+                if models == 1:
+                    # All of a single model's delta is that model, even where the base's size would swallow it.
+                    for i in range(m):
+                        one, base = f64(work + 8 * CHUNK, i), f64(work, i)
+                        change = scale * f64(result, i)
+                        put_f64(result, i, one if change == one - base else base + change)
+                else:
+                    for i in range(m):
+                        put_f64(result, i, f64(work, i) + scale * f64(result, i))
             if _store(result, m, out, out_code, start):
                 bad |= RESULT
             if sums:
-                _deltas(inputs, codes, count, start, m, work, deltas)
                 _statistics(m, count, 1, work, result, deltas, sums + 8 * pairs * s)
     return bad
 
@@ -676,7 +719,8 @@ def pointwise(  # type: ignore[no-untyped-def]
                 t = f64(numbers, 0)
                 for i in range(m):
                     share = min(max(t / max(abs(f64(deltas, i)), 1e-300), 0.0), 1.0)
-                    put_f64(result, i, share * f64(work + 8 * CHUNK, i) + (1.0 - share) * f64(work, i))
+                    one = f64(work + 8 * CHUNK, i)
+                    put_f64(result, i, one if share == 1.0 else share * one + (1.0 - share) * f64(work, i))
             elif way == FUSION:
                 least, factor = f64(numbers, 0), f64(row_factors, s)
                 for i in range(m):

@@ -272,9 +272,8 @@ def _refuse_nonsense(method: str, parameters: Parameters) -> None:
         raise ConfigError(f"nuslerp divides by the sum of its weights, and {list(weights or ())} sum to 0. Change one.")
     if method in ELECTIONS and weights and min(weights) < 0 and parameters.get("normalize"):
         raise ConfigError(f"{method} averages with its weights, got {list(weights)}; expected none below 0.")
-    for density, epsilon in zip(
-        parameters.get("density", ()) if "epsilon" in parameters else (), parameters.get("epsilon") or ()
-    ):
+    chances = zip(parameters["density"], parameters["epsilon"]) if method in ("della", "della_linear") else ()
+    for density, epsilon in chances:
         if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             raise ConfigError(
                 f"{method} keeps entries with chances density ± epsilon, got {density:g} ± {epsilon:g}; "
@@ -326,10 +325,9 @@ def task_arithmetic(facts: Facts, parameters: Parameters) -> Steps:
     return _combined(_of_deltas(parameters["scale"] * shares))
 
 
-def _arc(t: float, cosines: Floats, nearly: float) -> tuple[Floats, Floats]:
-    """What the two ends count at part t of the great circle; of the chord where |cosine| > `nearly`."""
+def _arc(t: float, cosines: Floats, straight: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """What the two ends count at part t of the great circle between them; of the chord where `straight`."""
     angle = np.arccos(np.clip(cosines, -1, 1))
-    straight = np.abs(cosines) > nearly
     sine = np.where(straight, 1, np.sin(angle))
     return (
         np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine),
@@ -345,11 +343,11 @@ def _cosine(products: Floats, a: int, b: int, least: float = 0.0) -> Floats:
 
 
 def slerp(facts: Facts, parameters: Parameters) -> Steps:
-    """The great circle from the base (t = 0) to the model (t = 1) as two long vectors; the chord where |cos| > 0.9995."""
+    """The great circle from the base (t = 0) to the model (t = 1), as long vectors; the chord where |cos| > 0.9995."""
     products = yield Gram(deltas=False)
     t = parameters["t"]
-    ends = _arc(t, _cosine(products, 0, 1), 0.9995)
-    return _combined(np.array(ends), t=t, cosine=float(_cosine(products, 0, 1)))
+    cosine = _cosine(products, 0, 1)
+    return _combined(np.array(_arc(t, cosine, np.abs(cosine) > 0.9995)), t=t, cosine=float(cosine))
 
 
 def nuslerp(facts: Facts, parameters: Parameters) -> Steps:
@@ -359,7 +357,9 @@ def nuslerp(facts: Facts, parameters: Parameters) -> Steps:
     """
     weights = parameters["weight"]
     products = yield Gram(deltas=facts.has_base, by_row=not parameters["flatten"])
-    ends = np.stack(_arc(weights[1] / sum(weights), _cosine(products, 0, 1), 1 - 5e-17), axis=-1)
+    cosines = _cosine(products, 0, 1)
+    # Where rounding leaves no angle to speak of, the chord.
+    ends = np.stack(_arc(weights[1] / sum(weights), cosines, 1 - cosines**2 <= 1e-15), axis=-1)
     return _combined(_of_deltas(ends) if facts.has_base else ends)
 
 
@@ -413,7 +413,8 @@ def karcher(facts: Facts, parameters: Parameters) -> Steps:
     mean = share * units
     mean = mean / (_norm(mean, products) or 1.0)
     iterations = 0
-    for iterations in range(1, parameters["max_iter"] + 1):
+    while iterations < parameters["max_iter"]:
+        iterations += 1
         step = np.zeros(facts.models)
         for k in np.flatnonzero(present):
             cosine = float(np.clip(units[k] * (products[k] @ mean), -1, 1))
@@ -710,8 +711,8 @@ def _guess(sample: Floats, rank: Callable[[int], int]) -> tuple[int, int]:
     scores, stands_for = sample
     size = stands_for.sum()
     share = rank(round(float(stands_for[scores > 0].sum()))) / max(size, 1)
-    # Six standard errors, for half as many independent scores as there are: neighbours are alike.
-    margin = 6 * math.sqrt(max(share * (1 - share), 1e-6) * 2 / len(scores)) if size > len(scores) else 0.0
+    # Five standard errors; where neighbours are so much alike that this is too little, there is a second count.
+    margin = 5 * math.sqrt(max(share * (1 - share), 1e-6) / len(scores)) if size > len(scores) else 0.0
     from_top = np.cumsum(stands_for[::-1]) / size
     high_place, low_place = np.searchsorted(from_top, [share - margin, share + margin])
     high = LARGEST_BITS if high_place == 0 else _bits(scores[len(scores) - 1 - int(high_place)])

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +35,10 @@ _engines: list[llvm.ExecutionEngine] = []  # what they have loaded is unloaded w
 @functools.cache
 def kernel(name: str) -> Kernel:
     """The kernel of `merge/kernels.py` called `name`, as a function of whole numbers."""
-    file = _cache_folder() / f"{name}-{_key()}.o"
+    folder = _cache_folder()
+    if folder is None:
+        return _link(_compile(name))
+    file = folder / f"{name}-{_key()}.o"
     try:
         code = file.read_bytes()
     except OSError:
@@ -54,14 +56,24 @@ def _key() -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or (Path(os.environ.get("HOME") or tempfile.gettempdir()) / ".cache")
-    return Path(base) / "consilience" / "kernels"
+@functools.cache
+def _cache_folder() -> Path | None:
+    """The user's own; None where there is none that only they can write to: what lies there is run."""
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
+    if not base or not Path(base).is_absolute():
+        return None
+    folder = Path(base) / "consilience" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except OSError:
+        return None
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return folder if is_own else None
 
 
 def _keep(file: Path, code: bytes) -> None:
     with contextlib.suppress(OSError):  # then the next process compiles again
-        file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         partial.write_bytes(code)
         partial.replace(file)

@@ -166,6 +166,12 @@ def index_of(folder: Path) -> dict[str, str]:
         weight_map = None
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise BackendError(f"{folder / INDEX} has no 'weight_map' of tensors to shards. Get the model's files again.")
+    for shard in set(weight_map.values()):
+        if shard != Path(str(shard)).name:
+            raise BackendError(
+                f"{folder / INDEX} names the shard {shard!r}, which is not a file of that folder. "
+                "Get the model's files again."
+            )
     return {str(name): str(shard) for name, shard in weight_map.items()}
 
 

@@ -221,9 +221,11 @@ def _refuse_others(out: Path, replace: bool) -> None:
     if replace or not out.is_dir() or (out / PARTIAL / JOURNAL).is_file():
         return
     if (out / SINGLE).is_file() or (out / INDEX).is_file():
-        raise ConfigError(f"{out} already holds a model. Give another folder.")
+        raise ConfigError(f"{out} already holds a model. Give another folder, or --force to replace it.")
     if any(entry.name != PARTIAL for entry in out.iterdir()):
-        raise ConfigError(f"{out} already holds files. Give a new or an empty folder.")
+        raise ConfigError(
+            f"{out} already holds files. Give a new or an empty folder, or --force to merge into this one."
+        )
 
 
 def _refuse_small_disk(out: Path, needed: int) -> None:
