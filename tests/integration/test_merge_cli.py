@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,19 @@ def test_mergekits_yaml_gives_a_model_that_answers(consilience: Consilience, fam
     assert "base_model" not in yaml.safe_load(card.split("---")[1])  # a folder's name would link to a stranger
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["recipe"]["yaml"] == (tmp_path / "recipe.yaml").read_text()
+
+
+def test_a_merge_needs_neither_torch_nor_transformers(family: Path, tmp_path: Path) -> None:
+    tree = soup(family, merge_method="ties", base_model=str(family / "base"), tokenizer_source="union")
+    words = ["consilience", "merge", str(write(tmp_path, tree)), str(tmp_path / "out"), "--inspect"]
+    code = (
+        f"import sys; sys.argv = {words!r}\n"
+        "from consilience.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
 
 
 def test_our_own_recipe_with_rules(consilience: Consilience, family: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _outlined(outlines: Sequence[Mapping[str, Any]]) -> str:
             f"  reads    {_sized(plan['bytes_in'])} (at {_sized(plan['read_bytes_per_s'])}/s, measured now)\n"
             f"  writes   {_sized(plan['bytes_out'])}\n"
             f"  memory   {_sized(plan['peak_memory_bytes'])} at most, beside the system's cache\n"
-            f"  time     {low:.0f} to {high:.0f} s"
+            f"  time     {low:.2g} to {high:.2g} s and the start"
         )
     return "\n".join(blocks)
 
@@ -159,7 +159,7 @@ class _Lines:
     def __call__(self, done: int, total: int) -> None:
         self.first = done if self.first is None else self.first
         now = time.monotonic()
-        if now - self.spoke < 10 and (done < total or self.spoke == self.began):
+        if done == self.first or (now - self.spoke < 10 and (done < total or self.spoke == self.began)):
             return
         self.spoke = now
         rate = (done - self.first) / max(now - self.began, 1e-9)

@@ -22,7 +22,7 @@ from consilience.merge.inputs import Input, as_json
 from consilience.merge.lora import CONFIG, PREFIX, WEIGHTS
 from consilience.weights.headers import StoredTensor, read_model
 
-FLOATS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+FLOATS: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 BLOCK = 1 << 22  # numbers of a block of rows
 OVERSAMPLING, PASSES = 16, 4
 TRANSPOSED = ("gpt2", "gpt_bigcode", "imagegpt")  # model types whose linear layers store [in, out] (Conv1D)

@@ -47,7 +47,7 @@ def travelled(manifest: Mapping[str, Any]) -> dict[str, Any]:
     measured = {name: entry for name, entry in manifest["tensors"].items() if entry.get("delta_norms")}
     if not measured:
         return {"models": [], "groups": {}, "cosines": []}
-    models = list(max((entry["delta_norms"] for entry in measured.values()), key=len))
+    models: list[str] = max((list(entry["delta_norms"]) for entry in measured.values()), key=len)
     sizes = stack_sizes(measured)
     groups: dict[str, list[str]] = {}
     for name, entry in measured.items():

@@ -84,7 +84,8 @@ def _read_shard(path: Path) -> dict[str, StoredTensor]:
 
 def _stored(path: Path, name: str, view: _View, entries: dict[str, zipfile.ZipInfo], root: str) -> StoredTensor:
     dtype, storage = view.storage
-    row_major, step = [], 1
+    row_major: list[int] = []
+    step = 1
     for side in reversed(view.shape):
         row_major.insert(0, step)
         step *= side
