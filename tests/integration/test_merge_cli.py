@@ -361,3 +361,25 @@ def _deepen(model: Path, copy: Path, layers: int) -> None:
     save_file(deep, copy / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((model / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+
+
+def test_an_adapter_with_tokens_of_its_own(consilience: Consilience, family: Path, tmp_path: Path) -> None:
+    """peft saves resized embeddings whole: the result is as long as they are, and says so."""
+    from transformers import AutoTokenizer
+
+    weights = weights_of(family / "code")[EMBEDDINGS]
+    longer = torch.cat([weights, torch.ones(2, weights.shape[1])])
+    lora = tmp_path / "lora"
+    tokenizer = AutoTokenizer.from_pretrained(family / "code")
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.save_pretrained(lora)
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": []}
+    (lora / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({f"base_model.model.{EMBEDDINGS}": longer}, lora / "adapter_model.safetensors")
+    recipe = {"method": "passthrough", "models": {"tuned": {"model": str(family / "code"), "adapter": str(lora)}}}
+    out = tmp_path / "out"
+    assert consilience("merge", write(tmp_path, recipe), out).code == 0
+    assert torch.equal(weights_of(out)[EMBEDDINGS], longer)
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == len(longer)
+    assert "<b>" in AutoTokenizer.from_pretrained(out).get_vocab()
+    assert answer_of(out)

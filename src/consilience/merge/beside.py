@@ -20,10 +20,14 @@ def files_beside(
     inputs: Mapping[ModelRef, Input],
     donor: ModelRef,
     vocabularies: Vocabularies | None,
+    rows: int | None,
     unties: bool,
     note: Callable[[str], None],
 ) -> dict[str, Path | bytes]:
-    """Name -> the file it is a copy of, or its content: what the donor has, changed where the result is different."""
+    """Name -> the file it is a copy of, or its content: what the donor has, changed where the result is different.
+
+    `rows` are those of the result's embedding matrix, `unties` says that its head is one of its own.
+    """
     given = inputs[donor]
     files: dict[str, Path | bytes] = {
         (name := str(found.relative_to(given.folder))): given.file(name)
@@ -32,13 +36,14 @@ def files_beside(
     }
     config = _config(recipe, inputs, donor, unties)
     generation = dict(read_json(given.file("generation_config.json")))
+    language = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    for block in (config, language):
+        if rows is not None and "vocab_size" in block:
+            block["vocab_size"] = rows
     if vocabularies:
         files |= vocabularies.files
-        blocks = _blocks(config)
-        for block in blocks:
+        for block in _blocks(config):
             block.update(vocabularies.remapped(block))
-            if block.get("vocab_size") == given.vocabulary_rows:
-                block["vocab_size"] = vocabularies.size
         remapped = vocabularies.remapped(generation)
         if remapped != generation:
             files["generation_config.json"] = as_json(remapped)

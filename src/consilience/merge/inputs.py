@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from consilience.merge.recipe import ModelRef, Recipe
 from consilience.weights.headers import read_model
 
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+EMBEDDINGS = tuple(f"{name}.weight" for name in ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared"))
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -53,9 +54,17 @@ class Input:
 
     @property
     def vocabulary_rows(self) -> int | None:
-        """Rows of the embedding matrix, by the configuration."""
+        """Rows of the embedding matrix; an adapter that brings one of its own may have more than the configuration."""
+        if self.embeddings is not None:
+            return self.parts[self.embeddings].tensor.shape[0]
         rows = self.text_config.get("vocab_size", self.config.get("vocab_size"))
         return None if rows is None else int(rows)
+
+    @cached_property
+    def embeddings(self) -> str | None:
+        """The name of the embedding matrix of the tokens; None where no name or several are like one."""
+        names = [name for name in self.parts if name.endswith(EMBEDDINGS)]
+        return names[0] if len(names) == 1 else None
 
     @cached_property
     def tokenizer_config(self) -> Mapping[str, Any]:
@@ -89,7 +98,8 @@ def open_input(
     ref: ModelRef, *, label: str, beside: Path = Path(), allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Input:
     """A model opened: its headers, its configuration, its adapter."""
-    folder = locate(ref.path, ref.revision, beside, pickled=allow_pickle)
+    extra = ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code
+    folder = locate(ref.path, ref.revision, beside, extra=extra)
     config = read_json(folder / "config.json")
     if not config:
         raise BackendError(f"{folder} has no config.json. Give the path of a Hugging Face model folder.")
@@ -113,8 +123,11 @@ def open_input(
     return Input(label, folder, with_adapter(parts, adapter), config, adapter)
 
 
-def locate(path: str, revision: str, beside: Path, *, pickled: bool = False) -> Path:
-    """The local folder of a model: as named, beside the recipe, or fetched from the hub (or found in its cache)."""
+def locate(path: str, revision: str, beside: Path, *, extra: Sequence[str] = ()) -> Path:
+    """The local folder of a model: as named, beside the recipe, or fetched from the hub (or found in its cache).
+
+    Files that match FETCHED are fetched, and those that match `extra`.
+    """
     whole = f"{path}@{revision}" if revision else path
     for folder in (Path(whole), beside / whole):
         if folder.exists():
@@ -131,7 +144,7 @@ def locate(path: str, revision: str, beside: Path, *, pickled: bool = False) -> 
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = [*FETCHED, "*.bin"] if pickled else FETCHED
+        patterns = [*FETCHED, *extra]
         return Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Place:
         return f"{self.stack}{layer}{self.rest}"
 
 
+@functools.cache
 def place_of(name: str) -> Place | None:
     """Where a tensor lies by the first number in its name: `model.layers.3.mlp.up_proj.weight` is in layer 3.
 

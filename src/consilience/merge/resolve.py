@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from consilience.errors import BackendError, ConfigError, pick
 from consilience.merge.beside import files_beside
 from consilience.merge.card import model_card
-from consilience.merge.inputs import Input, open_inputs
+from consilience.merge.inputs import EMBEDDINGS, Input, open_inputs
 from consilience.merge.layers import BEFORE, BEHIND, Place, depth_of, place_of, stack_sizes
 from consilience.merge.methods import MERGES, Method, check_parameters
 from consilience.merge.plan import MergePlan, Rows, TensorPlan
@@ -83,7 +83,8 @@ class _Resolver:
     def plan(self) -> MergePlan:
         recipe = self.recipe
         tensors = tuple(self._tensor(target) for target in self._targets())
-        files = files_beside(recipe, self.inputs, self.donor, self.vocabularies, self.unties, self._note)
+        rows = next((tensor.shape[0] for tensor in tensors if tensor.name.endswith(EMBEDDINGS)), None)
+        files = files_beside(recipe, self.inputs, self.donor, self.vocabularies, rows, self.unties, self._note)
         files["README.md"] = model_card(recipe, self.inputs, self.donor, tuple(self.notes)).encode()
         return MergePlan(
             tensors=tensors,
@@ -169,19 +170,13 @@ class _Resolver:
             kept = {name: part for name, part in given.parts.items() if name != given.head}
             if separate:
                 self._note(f"{given.label}: the embeddings are also its head; the result is untied")
-                kept[separate[0].head or HEAD] = given.parts[self._embeddings(given)]
+                if given.embeddings is None:
+                    raise BackendError(f"{given.label} is tied, and has no one embedding matrix to take as its head.")
+                kept[separate[0].head or HEAD] = given.parts[given.embeddings]
             elif given.head:
                 self._note(f"{given.label}: {given.head} is left out; the configuration ties it to the embeddings")
             inputs[ref] = replace(given, parts=kept)
         return inputs
-
-    def _embeddings(self, given: Input) -> str:
-        names = [
-            name for name in given.parts if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-        ]
-        if len(names) != 1:
-            raise BackendError(f"{given.label} is tied, and has {len(names)} embedding matrices instead of one.")
-        return names[0]
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 

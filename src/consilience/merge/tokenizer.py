@@ -85,6 +85,9 @@ def merge_vocabularies(
     asked = recipe.vocabulary
     if asked is None:
         return None
+    for given in inputs.values():
+        if given.embeddings is None:
+            raise BackendError(f"{given.label} has no one embedding matrix of tokens, which 'tokenizer' puts in order.")
     base = recipe.base or donor
     own = asked.source if isinstance(asked.source, ModelRef) else base
     tokenizer = _tokenizer_of(inputs[own])
