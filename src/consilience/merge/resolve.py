@@ -6,18 +6,19 @@ that is not the same in all inputs is refused by name, or copied where the calle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from consilience.errors import BackendError, ConfigError, pick
+from consilience.errors import BackendError, ConfigError, nearest, pick
 from consilience.merge.beside import files_beside
 from consilience.merge.card import model_card
 from consilience.merge.inputs import EMBEDDINGS, Input, open_inputs
-from consilience.merge.layers import BEFORE, BEHIND, Place, depth_of, place_of, stack_sizes
+from consilience.merge.layers import place_of
 from consilience.merge.methods import MERGES, Method, check_parameters
 from consilience.merge.plan import MergePlan, Rows, TensorPlan
 from consilience.merge.recipe import ModelRef, Parameters, Recipe, Slice, Source, look_up
+from consilience.merge.targets import Target, targets_of
 from consilience.merge.tokenizer import merge_vocabularies
 from consilience.weights.headers import StoredTensor
 
@@ -57,32 +58,24 @@ def plan_merge(recipe: Recipe, options: Options = Options()) -> Resolved:
     return Resolved(_Resolver(recipe, inputs, options).plan(), base)
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A tensor of the result and the name it has in each source."""
-
-    name: str
-    names: Mapping[ModelRef, str]
-    slice_: Slice
-    depth: float
-    layer: int | None
-
-
 class _Resolver:
     def __init__(self, recipe: Recipe, inputs: Mapping[ModelRef, Input], options: Options) -> None:
         self.recipe, self.options = recipe, options
         self.notes = dict.fromkeys(recipe.notes)
         self.inputs = self._heads(dict(inputs))
-        self.method_of_all = pick(MERGES, recipe.method, "merge method")
+        names = dict.fromkeys([recipe.method, *(rule.method for rule in recipe.rules if rule.method)])
+        self.methods = {name: pick(MERGES, name, "merge method") for name in names}
+        self.uses_base = any(method.base != "none" for method in self.methods.values())
         self.donor = self._donor()
         for slice_ in recipe.slices:
-            self._check_models(recipe.method, self.method_of_all, slice_)
+            for name, method in self.methods.items():
+                self._check_models(name, method, slice_)
         merged = {ref: self.inputs[ref] for ref in self._merged_models()}
         self.vocabularies = merge_vocabularies(recipe, merged, self.donor, self.inputs, self._note)
 
     def plan(self) -> MergePlan:
         recipe = self.recipe
-        tensors = tuple(self._tensor(target) for target in self._targets())
+        tensors = tuple(self._tensor(target) for target in targets_of(recipe, self.inputs, self._refs))
         rows = next((tensor.shape[0] for tensor in tensors if tensor.name.endswith(EMBEDDINGS)), None)
         files = files_beside(recipe, self.inputs, self.donor, self.vocabularies, rows, self.unties, self._note)
         files["README.md"] = model_card(recipe, self.inputs, self.donor, tuple(self.notes)).encode()
@@ -112,7 +105,7 @@ class _Resolver:
 
     def _merged_models(self) -> tuple[ModelRef, ...]:
         """The models whose weights go into the result."""
-        refs = [self._base_of(slice_) for slice_ in self.recipe.slices if self.method_of_all.base != "none"]
+        refs = [self._base_of(slice_) for slice_ in self.recipe.slices if self.uses_base]
         refs += [source.model for slice_ in self.recipe.slices for source in slice_.sources]
         refs += [rule.copy for rule in self.recipe.rules]
         return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
@@ -180,116 +173,26 @@ class _Resolver:
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 
-    def _targets(self) -> Iterator[_Target]:
-        if self.recipe.is_stacked:
-            yield from self._stacked()
-            return
-        (slice_,) = self.recipe.slices
-        refs = self._refs(slice_)
-        names = list(dict.fromkeys(name for ref in refs for name in self.inputs[ref].parts))
-        sizes = stack_sizes(names)
-        for name in names:
-            place = place_of(name)
-            depth = depth_of(place.layer, sizes[place.stack]) if place else 0.0
-            yield _Target(name, dict.fromkeys(refs, name), slice_, depth, place.layer if place else None)
-
     def _refs(self, slice_: Slice) -> tuple[ModelRef, ...]:
         """The inputs of a slice, the donor or base first: in their order tensors are looked for."""
         refs = [source.model for source in slice_.sources]
         base = self._base_of(slice_)
-        if base is not None and self.method_of_all.base != "none":
+        if base is not None and self.uses_base:
             refs = [base, *(ref for ref in refs if ref != base)]
         return tuple(refs)
 
-    def _stacked(self) -> Iterator[_Target]:
-        """Layers put together from ranges of the sources'; what is outside them comes from the first or last slice."""
-        slices = self.recipe.slices
-        stacks = {ref: self._main_stack(ref) for slice_ in slices for ref in self._refs(slice_)}
-        first, last = slices[0], slices[-1]
-        outside: list[_Target] = []
-        behind: list[_Target] = []
-        for place, slice_ in enumerate((first, last)):
-            for name in dict.fromkeys(name for ref in self._refs(slice_) for name in self.inputs[ref].parts):
-                of_main = {ref for ref in self._refs(slice_) if (p := place_of(name)) and p.stack == stacks[ref]}
-                if of_main:
-                    continue
-                side = self._side(name, same=self._refs(first) == self._refs(last))
-                if side != place:
-                    continue
-                found = place_of(name)
-                depth = (
-                    depth_of(found.layer, stack_sizes(self.inputs[self._refs(slice_)[0]].parts)[found.stack])
-                    if found
-                    else 0.0
-                )
-                (behind if place else outside).append(
-                    _Target(name, dict.fromkeys(self._refs(slice_), name), slice_, depth, None)
-                )
-        yield from outside
-        layer = 0
-        for slice_ in slices:
-            ranges = {source.model: source.layers for source in slice_.sources}
-            for ref, range_ in ranges.items():
-                self._check_range(ref, stacks[ref], range_)
-            start, end = next(iter(ranges.values())) or (0, 0)
-            for offset in range(end - start):
-                names: dict[str, dict[ModelRef, str]] = {}
-                for ref, range_ in ranges.items():
-                    at = (range_ or (0, 0))[0] + offset
-                    for name in self.inputs[ref].parts:
-                        place_in = place_of(name)
-                        if place_in and place_in.stack == stacks[ref] and place_in.layer == at:
-                            out = Place(stacks[self._refs(slice_)[0]], layer, place_in.rest)
-                            names.setdefault(out.named(layer), {})[ref] = name
-                for name, by_model in names.items():
-                    every = {ref: by_model.get(ref, "") for ref in self._refs(slice_)}
-                    yield _Target(name, every, slice_, depth_of(offset, end - start), layer)
-                layer += 1
-        yield from behind
-
-    def _main_stack(self, ref: ModelRef) -> str:
-        given = self.inputs[ref]
-        sizes = stack_sizes(given.parts)
-        fitting = [stack for stack, size in sizes.items() if size == given.layers]
-        if len(fitting) != 1:
-            raise BackendError(
-                f"{given.label}: its configuration has {given.layers} layers and its tensors are in stacks of "
-                f"{', '.join(f'{size} ({stack}*)' for stack, size in sizes.items()) or 'no layers'}; slices need one "
-                "stack of that size. Use 'models'."
-            )
-        return fitting[0]
-
-    def _check_range(self, ref: ModelRef, stack: str, layers: tuple[int, int] | None) -> None:
-        size = stack_sizes(self.inputs[ref].parts)[stack]
-        first, end = layers or (0, 0)
-        if not 0 <= first < end <= size:
-            raise ConfigError(f"layers [{first}, {end}] of {self._label(ref)}: it has layers 0 to {size - 1}.")
-
-    def _side(self, name: str, *, same: bool) -> int:
-        """0 for a tensor before the layers, 1 for one behind them."""
-        if same or BEFORE.search(name):
-            return 0
-        if BEHIND.search(name):
-            return 1
-        raise ConfigError(
-            f"tensor {name} is outside the layers, and the first and the last slice come from different models. Say "
-            "whose it is with a rule of our own recipe: {tensors: ..., copy: MODEL}."
-        )
-
-    def _tensor(self, target: _Target) -> TensorPlan:
+    def _tensor(self, target: Target) -> TensorPlan:
         recipe = self.recipe
         rule = next((rule for rule in recipe.rules if rule.when.holds(target.name, target.layer)), None)
         if rule and rule.copy:
-            name = next(iter({target.names.get(rule.copy, target.name)}))
+            name = target.names.get(rule.copy, target.name)
             if name not in self.inputs[rule.copy].parts:
                 raise BackendError(
                     f"tensor {name} is to be copied from {self._label(rule.copy)}, which does not have it."
                 )
             return self._copied(target, rule.copy, name)
         method_name = rule.method if rule else recipe.method
-        method = pick(MERGES, method_name, "merge method")
-        if rule:
-            self._check_models(method_name, method, target.slice_)
+        method = self.methods[method_name]
         having = {ref: name for ref, name in target.names.items() if name in self.inputs[ref].parts}
         if len(having) < len(target.names):
             return self._missing(target, having)
@@ -335,7 +238,7 @@ class _Resolver:
             f"{self._label(other)}. {advice}"
         )
 
-    def _missing(self, target: _Target, having: Mapping[ModelRef, str]) -> TensorPlan:
+    def _missing(self, target: Target, having: Mapping[ModelRef, str]) -> TensorPlan:
         """A tensor that some inputs lack: a buffer is copied, anything else only when asked for."""
         lacking = [self._label(ref) for ref in target.names if ref not in having]
         source = self.donor if self.donor in having else next(iter(having))
@@ -348,7 +251,7 @@ class _Resolver:
         self._note(f"{target.name} is copied from {self._label(source)}; {', '.join(lacking)} lack it")
         return self._copied(target, source, having[source])
 
-    def _copied(self, target: _Target, ref: ModelRef, name: str) -> TensorPlan:
+    def _copied(self, target: Target, ref: ModelRef, name: str) -> TensorPlan:
         rows = self._rows(ref, name, target.name)
         stored = self.inputs[ref].parts[name].tensor.dtype
         kept = self.recipe.dtype is None or stored not in FLOATS or target.name.endswith(BUFFERS)
@@ -356,7 +259,7 @@ class _Resolver:
         dtype = stored if kept else STORED[self.recipe.dtype or ""]
         return TensorPlan(target.name, dtype, rows.shape, "passthrough", parameters, (rows,))
 
-    def _not_float(self, target: _Target, having: Mapping[ModelRef, str]) -> TensorPlan:
+    def _not_float(self, target: Target, having: Mapping[ModelRef, str]) -> TensorPlan:
         """Numbers that are no floats are copied where all inputs agree; quantised weights that differ are refused."""
         tensors = {ref: self.inputs[ref].parts[name].tensor for ref, name in having.items()}
         (first, one), *others = tensors.items()
@@ -370,17 +273,17 @@ class _Resolver:
         source = self.donor if self.donor in having else first
         return self._copied(target, source, having[source])
 
-    def _parameters(self, target: _Target, name: str, method: Method, models: Sequence[Source]) -> dict[str, Any]:
+    def _parameters(self, target: Target, name: str, method: Method, models: Sequence[Source]) -> dict[str, Any]:
         """Every parameter that is said, resolved for this tensor, checked and with the method's defaults."""
         shared_scopes: list[Parameters] = [target.slice_.parameters, self.recipe.parameters]
         found: dict[str, Any] = {}
         known = {key for scope in shared_scopes for key in scope} | {
             key for model in models for key in model.parameters
         }
-        for key in sorted(known - set(method.parameters)):
-            if name == self.recipe.method:
-                there_are = ", ".join(method.parameters) or "no parameters"
-                raise ConfigError(f"{name} takes no parameter {key!r}; it takes {there_are}.")
+        taken = {key for method in self.methods.values() for key in method.parameters}
+        for key in sorted(known - taken):
+            there_are = ", ".join(method.parameters) or "no parameters"
+            raise ConfigError(f"{name} takes no parameter {key!r}.{nearest(key, taken)} It takes {there_are}.")
         for key, parameter in method.parameters.items():
             if parameter.per_model or method.models == (1, 1):
                 values = [

@@ -188,6 +188,32 @@ def test_stacked_layers_take_the_configuration_along(tmp_path: Path) -> None:
     assert origins["lm_head.weight"] == ("b", "lm_head.weight")
 
 
+def test_a_rule_may_bring_a_base_and_parameters_of_its_own(tmp_path: Path) -> None:
+    for name in ("base", "a", "b"):
+        write(tmp_path / name)
+    rule = {"tensors": "q_proj", "method": "ties", "parameters": {"density": 0.5}}
+    plan = planned(tmp_path, of(base="base", rules=[rule]))
+    for tensor in plan.tensors:
+        if "q_proj" in tensor.name:
+            assert (tensor.method, tensor.parameters["density"]) == ("ties", (0.5, 0.5))
+            assert tensor.base is not None
+        else:
+            assert (tensor.method, tensor.base) == ("linear", None)
+
+
+def test_nothing_outside_the_layers_is_dropped_between_slices(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"my.gate": torch.zeros(3)})
+    write(tmp_path / "b", {"lm_head.weight": None})
+    slices = [{"layers": {"a": [0, 1]}}, {"layers": {"b": [1, 2]}}]
+    gate = {"tensors": "gate", "copy": "a"}
+    with pytest.raises(ConfigError, match=r"my\.gate is outside the layers"):
+        planned(tmp_path, of("passthrough", slices=slices))
+    with pytest.raises(BackendError, match=r"lm_head\.weight is in a and not in b, the last slice"):
+        planned(tmp_path, of("passthrough", slices=slices, rules=[gate]))
+    plan = planned(tmp_path, of("passthrough", slices=slices, rules=[gate, {"tensors": "lm_head", "copy": "a"}]))
+    assert {"my.gate", "lm_head.weight"} <= {tensor.name for tensor in plan.tensors}
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
@@ -196,7 +222,10 @@ def test_stacked_layers_take_the_configuration_along(tmp_path: Path) -> None:
         (of("ties"), "against a base"),
         (of("slerp", base="base", parameters={"t": 0.5}), "slerp merges 1 models beside the base; the recipe names 2"),
         (of("tise", base="base"), "Did you mean 'ties'"),
-        (of("ties", base="base", parameters={"densty": 0.5}), "ties takes no parameter 'densty'.*density"),
+        (
+            of("ties", base="base", parameters={"densty": 0.5}),
+            "ties takes no parameter 'densty'. Did you mean 'density'",
+        ),
         (of("ties", base="base", parameters={"normalize": {"a": True}}), "one 'normalize' for all models"),
         (of("ties", base="base", parameters={"density": {"a": 0.5}}), "'density' is missing for b"),
         (of("ties", base="base", parameters={"density": 7}), r"tensor .*density is 7"),
