@@ -42,6 +42,7 @@ SCALE_FREE = sorted(
     for name, (method, given) in CASES.items()
     if method not in ("arcee_fusion", "multislerp", "nearswap", "ram", "ramplus_tl") and given.get("rescale") != "l1"
 )
+OF_DELTAS = [name for name in WITH_BASE if CASES[name][0] not in ("slerp", "arcee_fusion")]
 # One model with weight 1, nothing dropped.
 WHOLE: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"density": 1.0},

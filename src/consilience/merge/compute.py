@@ -37,7 +37,7 @@ from consilience.merge.methods import (
 )
 from consilience.merge.native import kernel
 
-CHUNK = 512  # kernels.CHUNK, without its imports
+CHUNK = 256  # kernels.CHUNK, without its imports
 SEGMENT = 1 << 16  # entries that a sum is taken over before sums are added
 BLOCK = 1 << 18  # entries of a tensor that a thread works on at a time; a multiple of SEGMENT
 LEAST_SAMPLED, MOST_SAMPLED, RUN = 1 << 13, 1 << 17, 1 << 11  # entries that are sampled, in runs
@@ -336,7 +336,7 @@ def _count(request: Count, jobs: Sequence[Job], workers: Workers) -> list[Counte
     def accumulators() -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         thread = threading.get_ident()
         if thread not in by_thread:
-            table = np.zeros((len(brackets), 7), np.int64)
+            table = np.zeros((len(brackets), 9), np.int64)
             for j, (bracket, shift) in enumerate(zip(brackets, shifts)):
                 table[j, :5] = bracket.model, bracket.low, bracket.high, shift, j * BINS * 3 * 8
             bins = np.zeros((len(brackets), BINS, 3), np.uint64)
@@ -364,18 +364,21 @@ def _count(request: Count, jobs: Sequence[Job], workers: Workers) -> list[Counte
         )
 
     workers.each([(job, block) for job in jobs for block in _blocks(job.facts, _by_row(request))], work)
-    tables = sum((table[:, 5:] for table, _ in by_thread.values()), np.zeros((len(brackets), 2), np.int64))
+    tables = sum((table[:, 5:] for table, _ in by_thread.values()), np.zeros((len(brackets), 4), np.int64))
     every = [bins for _, bins in by_thread.values()] or [np.zeros((len(brackets), BINS, 3), np.uint64)]
-    return [
-        Counted(
-            int(above),
-            int(positive),
-            sum((bins[j, :, 0] for bins in every), np.zeros(BINS, np.uint64)),
-            np.min([bins[j, :, 1] for bins in every], axis=0),
-            np.max([bins[j, :, 2] for bins in every], axis=0),
-        )
-        for j, (above, positive) in enumerate(tables)
-    ]
+    results = []
+    for j, (bracket, shift, (above, positive, at_low, at_high)) in enumerate(zip(brackets, shifts, tables.tolist())):
+        counts = np.sum([bins[j, :, 0] for bins in every], axis=0)
+        smallest = np.min([bins[j, :, 1] for bins in every], axis=0)
+        largest = np.max([bins[j, :, 2] for bins in every], axis=0)
+        for end, there in {bracket.low: at_low, bracket.high: at_high}.items():
+            if there:
+                place = (end - bracket.low) >> shift
+                counts[place] += np.uint64(there)
+                smallest[place] = min(int(smallest[place]), end)
+                largest[place] = max(int(largest[place]), end)
+        results.append(Counted(above, positive, counts, smallest, largest))
+    return results
 
 
 # -- combinations

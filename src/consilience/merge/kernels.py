@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-CHUNK = 512
+CHUNK = 256  # so that a chunk of everything fits in the nearest cache
 RUN = 16  # scores that are looked at together for one within a bracket
 BF16, F16, F32, F64 = 0, 1, 2, 3
 RESULT = 1 << 62
@@ -395,14 +395,33 @@ def scores(inputs, codes, count, kind, model, n, factor, to, work):  # type: ign
     return bad
 
 
+@_inline
+def _bin(n, score, low, high, shift, bins):  # type: ignore[no-untyped-def]
+    for run in range(0, n, RUN):
+        end = min(run + RUN, n)
+        inside = 0
+        for i in range(run, end):
+            bits = bits_of(f64(score, i))
+            inside += np.int64((bits > low) & (bits < high))
+        if inside:
+            for i in range(run, end):
+                bits = bits_of(f64(score, i))
+                if bits > low and bits < high:
+                    place = 3 * np.int64((bits - low) >> shift)
+                    put_u64(bins, place, u64(bins, place) + U64(1))
+                    put_u64(bins, place + 1, min(u64(bins, place + 1), bits))
+                    put_u64(bins, place + 2, max(u64(bins, place + 2), bits))
+
+
 def narrow(  # type: ignore[no-untyped-def]
     inputs, codes, count, kind, n, row, row_factors, brackets, bracket_count, bins, work
 ):
-    """Counts scores for exact selection, for each bracket (int64: model, low, high, shift, bins' end) of their bits.
+    """Counts scores for exact selection, for each bracket of their bits: int64 model, low, high, shift, bins' place.
 
-    A score is not negative, so its bits as a whole number are in its order. `brackets` has room for two counts at
-    the end of each: of scores above `high`, of scores above 0. Those within go into `bins`, uint64 [bracket, bin, 3]:
-    how many, the smallest, the largest; a bin is (bits - low) >> shift.
+    A score is not negative, so its bits as a whole number are in its order. A bracket's row goes on with four counts:
+    of scores above `high`, above 0, at `low`, at `high`; the ends are counted apart because weights in bfloat16 have
+    few different deltas, and a sampled end is one of them. Those between go into `bins`, uint64 [bracket, bin, 3]: how
+    many, the smallest, the largest; a bin is (bits - low) >> shift.
     """
     bad = 0
     deltas = work + 8 * CHUNK * count
@@ -415,38 +434,26 @@ def narrow(  # type: ignore[no-untyped-def]
             bad |= _deltas(inputs, codes, count, start, m, work, deltas)
             made = -1
             for j in range(bracket_count):
-                at = brackets + 8 * 7 * j
+                at = brackets + 8 * 9 * j
                 model = i64(at, 0)
                 if model != made:
                     _score(kind, model, m, count - 1, deltas, factor, score)
                     made = model
                 low, high, shift = U64(i64(at, 1)), U64(i64(at, 2)), U64(i64(at, 3))
-                above = 0
-                positive = 0
-                within = 0
+                above = positive = at_low = at_high = inside = 0
                 for i in range(m):
                     bits = bits_of(f64(score, i))
                     above += np.int64(bits > high)
                     positive += np.int64(bits != U64(0))
-                    within += np.int64(bits >= low)
+                    at_low += np.int64(bits == low)
+                    at_high += np.int64(bits == high)
+                    inside += np.int64((bits > low) & (bits < high))
                 put_i64(at, 5, i64(at, 5) + above)
                 put_i64(at, 6, i64(at, 6) + positive)
-                if within > above:
-                    row_bins = bins + i64(at, 4)
-                    for run in range(0, m, RUN):
-                        end = min(run + RUN, m)
-                        inside = 0
-                        for i in range(run, end):
-                            bits = bits_of(f64(score, i))
-                            inside += np.int64((bits >= low) & (bits <= high))
-                        if inside:
-                            for i in range(run, end):
-                                bits = bits_of(f64(score, i))
-                                if bits >= low and bits <= high:
-                                    place = 3 * np.int64((bits - low) >> shift)
-                                    put_u64(row_bins, place, u64(row_bins, place) + U64(1))
-                                    put_u64(row_bins, place + 1, min(u64(row_bins, place + 1), bits))
-                                    put_u64(row_bins, place + 2, max(u64(row_bins, place + 2), bits))
+                put_i64(at, 7, i64(at, 7) + at_low)
+                put_i64(at, 8, i64(at, 8) + at_high)
+                if inside:
+                    _bin(m, score, low, high, shift, bins + i64(at, 4))
     return bad
 
 
