@@ -103,7 +103,7 @@ def make_merges(
     from consilience.merge.execute import execute
 
     if device != "cpu":
-        raise ConfigError(f"--device {device!r}: merges run on the cpu here.")
+        raise ConfigError(f"--device {device}: merges run on the cpu only, with --threads of its cores.")
     return list(
         execute([(merge.plan, merge.out) for merge in merges], threads=threads, on_bytes=on_bytes, replace=force)
     )
