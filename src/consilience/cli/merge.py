@@ -76,7 +76,7 @@ def merge(
         trust_remote_code=trust_remote_code,
         shard_bytes=_bytes(shard_size),
     )
-    merges = plan_recipes(recipes, out, overrides, options)
+    merges = plan_recipes(recipes, out, overrides, options, compare=compare)
     if extract_lora is not None:
         refuse_without_base(merges)
     if not as_json:

@@ -15,8 +15,8 @@ CARD = """---
 {front}---
 # A merge by {method}
 
-Made by Consilience {version}. Every parameter of every tensor, sampled hashes of the inputs and how far each model moved
-from the base are in `manifest.json`.
+Made by Consilience {version}. Every parameter of every tensor, sampled hashes of the inputs and how far each model
+moved from the base are in `manifest.json`.
 
 | role | model |
 |---|---|

@@ -55,14 +55,19 @@ class Outline:
 
 
 def plan_recipes(
-    recipes: Sequence[Path], out: Path, overrides: Sequence[str] = (), options: Options | None = None
+    recipes: Sequence[Path],
+    out: Path,
+    overrides: Sequence[str] = (),
+    options: Options | None = None,
+    *,
+    compare: bool = False,
 ) -> list[Merge]:
-    """A merge for every recipe: `out` itself for one, `out/<name of the file>` for several."""
+    """A merge for every recipe: into `out`, or to compare them into `out/<name of the file>`."""
     stems = [recipe.stem for recipe in recipes]
     for stem in stems:
         if stems.count(stem) > 1:
             raise ConfigError(f"two recipes are called {stem}; their results would share a folder. Rename one.")
-    folders = [out] if len(recipes) == 1 else [out / stem for stem in stems]
+    folders = [out / stem for stem in stems] if compare else [out]
     chosen = options or Options()
     merges = []
     for recipe, folder in zip(recipes, folders):
@@ -86,6 +91,7 @@ def outline(plan: MergePlan) -> Outline:
     bytes_out = sum(ITEM_BYTES[tensor.dtype] * _size(tensor.shape) for tensor in plan.tensors)
     rate = _read_rate(sorted({file for file, _ in stored}))
     floor = (bytes_in + bytes_out) / rate
+    # The bounds that benchmarks/bench_merge.py is held to, over reading the inputs and writing the result.
     slowest = 3.5 if any(method in MEASURED for method in methods) else 2.0
     notes = tuple(plan.recipe.get("notes", ()))
     return Outline(len(plan.tensors), methods, bytes_in, bytes_out, rate, (floor, slowest * floor), notes)
