@@ -39,9 +39,14 @@ class MergeSettings(Settings):
         self.parameters_for(len(self.weights) if self.weights else 2)
         return self
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's parameters that were given."""
+        return self.model_dump(exclude={"method"}, exclude_none=True)
+
     def parameters_for(self, models: int) -> dict[str, Any]:
-        """The method's parameters for that many models. Raises `ConfigError` when they cannot be used."""
-        given = self.model_dump(exclude={"method"}, exclude_none=True)
+        """All of the method's parameters for that many models. Raises `ConfigError` when they cannot be used."""
+        given = self.parameters
         if "weights" in given:
             given["weight"] = given.pop("weights")
         return check_parameters(self.method, given, models)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from consilience.errors import BackendError
 from consilience.merge.methods import (
     BINS,
     Combination,
@@ -52,6 +53,13 @@ REMEMBERED = 5  # kernels.KEEP_REMEMBERED
 REMEMBERED_BYTES = 80_000_000  # at most, for what was kept of a tensor; beyond, it is drawn again
 WAYS = {"sum": 0, "mean": 1, "agreeing sum": 2}
 FORMULAS = {"nearswap": 0, "varm": 1, "ram": 2, "fusion": 3}
+
+
+class NotFinite(BackendError):
+    """An input or a result holds a NaN or an infinity; `Job.bad` says which."""
+
+    def __init__(self) -> None:
+        super().__init__("an input or the result holds numbers that are not finite (NaN or infinity). Mend the input.")
 
 
 class Operand(Protocol):
@@ -385,7 +393,10 @@ def _count(request: Count, jobs: Sequence[Job], workers: Workers) -> list[Counte
 
 
 def combine(combination: Combination, job: Job, workers: Workers) -> None:
-    """Computes the tensor and hands it to `job.write`, block by block; the inner products go to `job.products`."""
+    """Computes the tensor and hands it to `job.write`, block by block; the inner products go to `job.products`.
+
+    Raises `NotFinite`, after all of it.
+    """
     parts: dict[int, NDArray[np.float64]] = {}
 
     def work(block: tuple[int, int]) -> None:
@@ -394,6 +405,8 @@ def combine(combination: Combination, job: Job, workers: Workers) -> None:
         job.on_block(block[1] - block[0])
 
     workers.each(_blocks(job.facts, _by_row(combination)), work)
+    if job.bad:
+        raise NotFinite
     if job.statistics and parts:
         vectors = len(job.inputs)
         job.products = _pairs(np.concatenate([parts[start] for start in sorted(parts)]).sum(0), vectors)
@@ -469,11 +482,17 @@ def merge(steps: Steps, job: Job, workers: Workers) -> Mapping[str, Any]:
 
 
 def settle(steps: Steps, jobs: Sequence[Job], workers: Workers) -> Combination:
-    """Runs a method's measurements over the tensors that are measured together; returns its combination."""
+    """Runs a method's measurements over the tensors that are measured together; returns its combination.
+
+    Raises `NotFinite` after the measurement that found it.
+    """
     try:
         request = next(steps)
         while True:
-            request = steps.send(measure(request, jobs, workers))
+            result = measure(request, jobs, workers)
+            if any(job.bad for job in jobs):
+                raise NotFinite  # nothing that follows from it would mean anything
+            request = steps.send(result)
     except StopIteration as end:
         combination: Combination = end.value
         return combination

@@ -22,7 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.errors import BackendError, ConfigError
-from consilience.merge.compute import BLOCK, CODES, Job, Operand, Workers, _address, combine, keys_of, merge, settle
+from consilience.merge.compute import (
+    BLOCK,
+    CODES,
+    Job,
+    NotFinite,
+    Operand,
+    Workers,
+    _address,
+    combine,
+    keys_of,
+    merge,
+    settle,
+)
 from consilience.merge.methods import MERGES, Combination, Facts, unit_of
 from consilience.merge.plan import LowRank, MergePlan, Part, Rows, TensorPlan
 from consilience.weights.headers import ITEM_BYTES, StoredTensor
@@ -145,10 +157,13 @@ class _Pass:
             jobs = [self._job(place, tensor) for tensor in tensors]
             first = tensors[0]
             facts = jobs[0].facts._replace(size=sum(job.facts.size for job in jobs))
-            combination = settle(MERGES[first.method].steps(facts, first.parameters), jobs, self.workers)
-            for tensor, job in zip(tensors, jobs):
-                self._refuse_not_finite(tensor, job)
-                self._settled[place, tensor.name] = combination
+            try:
+                combination = settle(MERGES[first.method].steps(facts, first.parameters), jobs, self.workers)
+            except NotFinite:
+                for tensor, job in zip(tensors, jobs):
+                    self._refuse_not_finite(tensor, job)
+                raise
+            self._settled |= {(place, tensor.name): combination for tensor in tensors}
 
     def _merge(self, group: Sequence[tuple[int, TensorPlan]], workers: Workers) -> None:
         """One tensor of every plan. Blocks of the inputs are in the processor's or the system's cache for all."""
@@ -161,12 +176,15 @@ class _Pass:
                 continue
             job = self._job(place, tensor)
             settled = self._settled.get((place, tensor.name))
-            if settled is None:
-                record = merge(MERGES[tensor.method].steps(job.facts, tensor.parameters), job, workers)
-            else:
-                combine(settled, job, workers)
-                record = settled.record
-            self._refuse_not_finite(tensor, job)
+            try:
+                if settled is None:
+                    record = merge(MERGES[tensor.method].steps(job.facts, tensor.parameters), job, workers)
+                else:
+                    combine(settled, job, workers)
+                    record = settled.record
+            except NotFinite:
+                self._refuse_not_finite(tensor, job)
+                raise
             output.finish(tensor.name, {**record, **_statistics(tensor, job)})
             self._progress(0, finished=1)
 
@@ -312,12 +330,9 @@ def _numbers_of(operand: Operand, start: int, stop: int) -> NDArray[Any]:
     """A part of an input as numbers: only to say what is wrong with it."""
     address, code, alive = operand.part(start, stop)
     dtype = next(name for name, number in CODES.items() if number == code)
-    raw = (ctypes.c_char * ((stop - start) * ITEM_BYTES[dtype])).from_address(address)
-    numbers = (
-        as_float32(np.frombuffer(raw, NUMPY_DTYPES[dtype]), dtype)
-        if dtype != "F64"
-        else np.frombuffer(raw, "f8").copy()
-    )
+    raw: Any = (ctypes.c_char * ((stop - start) * ITEM_BYTES[dtype])).from_address(address)
+    stored = np.frombuffer(raw, NUMPY_DTYPES[dtype])
+    numbers = stored.copy() if dtype == "F64" else as_float32(stored, dtype)
     del alive
     return numbers
 

@@ -10,6 +10,8 @@ per kernel and called without numba. Names ending in `_at` are addresses of arra
 Kernels return 0, or bit k set where input k holds a number that is not finite, bit 62 where the result does.
 """
 
+# mypy: ignore-errors
+# numba types these functions, by its own rules.
 from __future__ import annotations
 
 from typing import Any
@@ -39,8 +41,8 @@ def _typed(llvm: Any, bits: int) -> Any:
 
 def _loader(kind: str, bits: int, numba_type: Any) -> Any:
     @intrinsic
-    def load(typing_context, address, index):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def load(typing_context, address, index):
+        def codegen(context, builder, signature, args):
             pointer = builder.inttoptr(args[0], ir.PointerType(_typed(kind, bits)))
             return builder.load(builder.gep(pointer, [args[1]]))
 
@@ -51,8 +53,8 @@ def _loader(kind: str, bits: int, numba_type: Any) -> Any:
 
 def _storer(kind: str, bits: int, numba_type: Any) -> Any:
     @intrinsic
-    def store(typing_context, address, index, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def store(typing_context, address, index, value):
+        def codegen(context, builder, signature, args):
             pointer = builder.inttoptr(args[0], ir.PointerType(_typed(kind, bits)))
             builder.store(args[2], builder.gep(pointer, [args[1]]))
             return context.get_dummy_value()
@@ -64,8 +66,8 @@ def _storer(kind: str, bits: int, numba_type: Any) -> Any:
 
 def _bitcast(to_kind: str, bits: int, source: Any, target: Any) -> Any:
     @intrinsic
-    def cast(typing_context, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def cast(typing_context, value):
+        def codegen(context, builder, signature, args):
             return builder.bitcast(args[0], _typed(to_kind, bits))
 
         return target(source), codegen
@@ -94,14 +96,14 @@ double_of = _bitcast("f", 64, types.uint64, types.float64)
 
 
 @intrinsic
-def bfloat16_of(typing_context, value):  # type: ignore[no-untyped-def]
+def bfloat16_of(typing_context, value):
     """The nearest bfloat16 to a number's nearest float32, ties to even.
 
     By way of float32 because a weight of 0.3 is none in binary: what lies 1e-16 beside a tie is a tie. Written in
     LLVM's terms because numba widens arithmetic on 32 bits to 64.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         word = ir.IntType(32)
         bits = builder.bitcast(builder.fptrunc(args[0], ir.FloatType()), word)
         even = builder.and_(builder.lshr(bits, word(16)), word(1))
@@ -120,7 +122,7 @@ U32, U64 = np.uint32, np.uint64
 
 
 @_inline
-def _load(address, code, start, n, to):  # type: ignore[no-untyped-def]
+def _load(address, code, start, n, to):
     """Entries start..start+n of an input as float64 at `to`. Returns whether one of them is not finite."""
     if code == BF16:
         largest = np.uint16(0)
@@ -152,7 +154,7 @@ def _load(address, code, start, n, to):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _store(source, n, address, code, start):  # type: ignore[no-untyped-def]
+def _store(source, n, address, code, start):
     """Writes float64 entries, rounded once to the nearest (to even). Returns whether one is not finite then."""
     if code == BF16:
         largest16 = np.uint16(0)
@@ -195,7 +197,7 @@ def _store(source, n, address, code, start):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _load_all(inputs, codes, count, start, n, to):  # type: ignore[no-untyped-def]
+def _load_all(inputs, codes, count, start, n, to):
     bad = 0
     for k in range(count):
         if _load(i64(inputs, k), i64(codes, k), start, n, to + 8 * CHUNK * k):
@@ -204,13 +206,13 @@ def _load_all(inputs, codes, count, start, n, to):  # type: ignore[no-untyped-de
 
 
 @_inline
-def _subtract(n, one, other, to):  # type: ignore[no-untyped-def]
+def _subtract(n, one, other, to):
     for i in range(n):
         put_f64(to, i, f64(one, i) - f64(other, i))
 
 
 @_sum
-def _dot(n, one, other):  # type: ignore[no-untyped-def]
+def _dot(n, one, other):
     total = 0.0
     for i in range(n):
         total += f64(one, i) * f64(other, i)
@@ -218,7 +220,7 @@ def _dot(n, one, other):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _all_same(inputs, codes, count, start, n):  # type: ignore[no-untyped-def]
+def _all_same(inputs, codes, count, start, n):
     """Whether the inputs are stored alike and hold the same bits here."""
     code = i64(codes, 0)
     for k in range(1, count):
@@ -243,19 +245,19 @@ def _all_same(inputs, codes, count, start, n):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _copy_chunk(n, source, to):  # type: ignore[no-untyped-def]
+def _copy_chunk(n, source, to):
     for i in range(n):
         put_f64(to, i, f64(source, i))
 
 
 @_inline
-def _subtract_to_float(n, one, other, to):  # type: ignore[no-untyped-def]
+def _subtract_to_float(n, one, other, to):
     for i in range(n):
         put_f32(to, i, np.float32(f64(one, i) - f64(other, i)))
 
 
 @_sum
-def _dot_of_floats(n, one, other):  # type: ignore[no-untyped-def]
+def _dot_of_floats(n, one, other):
     total = np.float32(0.0)
     for i in range(n):
         total += f32(one, i) * f32(other, i)
@@ -263,7 +265,7 @@ def _dot_of_floats(n, one, other):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _statistics(n, count, with_base, values, result, room, sums):  # type: ignore[no-untyped-def]
+def _statistics(n, count, with_base, values, result, room, sums):
     """Adds the inner products of all deltas, the result's last, to the sums at `sums`.
 
     Deltas are against the base; without one, the models' against the result, and only their squares. They are made
@@ -286,7 +288,7 @@ def _statistics(n, count, with_base, values, result, room, sums):  # type: ignor
             pair += 1
 
 
-def gram(inputs, codes, count, with_base, n, segment, sums, pairs, work):  # type: ignore[no-untyped-def]
+def gram(inputs, codes, count, with_base, n, segment, sums, pairs, work):
     """Inner products of all pairs of inputs (of deltas, with a base), per segment: float64 [segments, pairs]."""
     bad = 0
     deltas = work + 8 * CHUNK * count
@@ -310,7 +312,7 @@ def gram(inputs, codes, count, with_base, n, segment, sums, pairs, work):  # typ
     return bad
 
 
-def linear(  # type: ignore[no-untyped-def]
+def linear(
     inputs, codes, count, with_base, n, segment, coefficients, per_segment, keep_same, out, out_code, sums, pairs, work
 ):
     """sum_k c_k x_k with one row of float64 coefficients, or one per segment.
@@ -354,7 +356,7 @@ def linear(  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _deltas(inputs, codes, count, start, n, work, deltas):  # type: ignore[no-untyped-def]
+def _deltas(inputs, codes, count, start, n, work, deltas):
     """Loads everything to `work` and every model minus the base, input 0, to `deltas`."""
     bad = _load_all(inputs, codes, count, start, n, work)
     for k in range(count - 1):
@@ -363,7 +365,7 @@ def _deltas(inputs, codes, count, start, n, work, deltas):  # type: ignore[no-un
 
 
 @_inline
-def _spread(n, models, deltas, to):  # type: ignore[no-untyped-def]
+def _spread(n, models, deltas, to):
     """The squared differences of all pairs: exactly 0 where all agree, and the same in any order of two models."""
     for i in range(n):
         put_f64(to, i, 0.0)
@@ -375,7 +377,7 @@ def _spread(n, models, deltas, to):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _score(kind, model, n, models, deltas, row_factor, to):  # type: ignore[no-untyped-def]
+def _score(kind, model, n, models, deltas, row_factor, to):
     if kind == SPREAD:
         _spread(n, models, deltas, to)
     else:
@@ -384,7 +386,7 @@ def _score(kind, model, n, models, deltas, row_factor, to):  # type: ignore[no-u
             put_f64(to, i, abs(f64(at, i)) * row_factor)
 
 
-def scores(inputs, codes, count, kind, model, n, factor, to, work):  # type: ignore[no-untyped-def]
+def scores(inputs, codes, count, kind, model, n, factor, to, work):
     """The scores of n entries, for IMPORTANCE of one row with that factor: float64 at `to`."""
     bad = 0
     deltas = work + 8 * CHUNK * count
@@ -396,7 +398,7 @@ def scores(inputs, codes, count, kind, model, n, factor, to, work):  # type: ign
 
 
 @_inline
-def _bin(n, score, low, high, shift, bins):  # type: ignore[no-untyped-def]
+def _bin(n, score, low, high, shift, bins):
     for run in range(0, n, RUN):
         end = min(run + RUN, n)
         inside = 0
@@ -413,9 +415,7 @@ def _bin(n, score, low, high, shift, bins):  # type: ignore[no-untyped-def]
                     put_u64(bins, place + 2, max(u64(bins, place + 2), bits))
 
 
-def narrow(  # type: ignore[no-untyped-def]
-    inputs, codes, count, kind, n, row, row_factors, brackets, bracket_count, bins, work
-):
+def narrow(inputs, codes, count, kind, n, row, row_factors, brackets, bracket_count, bins, work):
     """Counts scores for exact selection, for each bracket of their bits: int64 model, low, high, shift, bins' place.
 
     A score is not negative, so its bits as a whole number are in its order. A bracket's row goes on with four counts:
@@ -458,7 +458,7 @@ def narrow(  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _philox(key, first, n, to):  # type: ignore[no-untyped-def]
+def _philox(key, first, n, to):
     """Philox4x32-10 (Salmon et al. 2011): entry i of the tensor has word i % 4 of counter i // 4; uint32 at `to`.
 
     The word of entry `first` is at index `first` % 4.
@@ -489,7 +489,7 @@ RANK_SHIFT = 47
 
 
 @_inline
-def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tables):  # type: ignore[no-untyped-def]
+def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tables):
     """Per model, what an entry of the row start..stop is kept with, by the bin of its size; float64 at `tables`.
 
     [density - epsilon, density + epsilon], linear in the rank; the numbers of a bin share their mean rank.
@@ -534,7 +534,7 @@ def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tabl
 
 
 @_inline
-def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):  # type: ignore[no-untyped-def]
+def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):
     """Sets deltas to 0 where they are not kept."""
     if keep == KEEP_SPREAD:
         _spread(n, models, deltas, score)
@@ -567,7 +567,7 @@ def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):
 
 
 @_inline
-def _remember(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped-def]
+def _remember(n, models, flat, deltas, bits, stride):
     """A bit per entry and model, set where the delta is not 0; `flat` is a multiple of 8."""
     for k in range(models):
         at, to = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
@@ -579,7 +579,7 @@ def _remember(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped
 
 
 @_inline
-def _recall(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped-def]
+def _recall(n, models, flat, deltas, bits, stride):
     for k in range(models):
         at, source = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
         for byte in range((n + 7) // 8):
@@ -588,9 +588,7 @@ def _recall(n, models, flat, deltas, bits, stride):  # type: ignore[no-untyped-d
                 put_f64(at, i, f64(at, i) if (value >> (i - 8 * byte)) & 1 else 0.0)
 
 
-def kept(  # type: ignore[no-untyped-def]
-    inputs, codes, count, n, segment, first, keep, numbers, keys, bits, stride, sums, work
-):
+def kept(inputs, codes, count, n, segment, first, keep, numbers, keys, bits, stride, sums, work):
     """Per segment and model: sum |delta|, that of the kept, sum delta^2 of the kept. float64 [segments, models, 3].
 
     `numbers` (float64): scale of the whole, least spread, then 8 per model: least and largest size, density, epsilon,
@@ -626,14 +624,14 @@ def kept(  # type: ignore[no-untyped-def]
 
 
 @_sum
-def _size(n, one):  # type: ignore[no-untyped-def]
+def _size(n, one):
     total = 0.0
     for i in range(n):
         total += abs(f64(one, i))
     return total
 
 
-def masked(  # type: ignore[no-untyped-def]
+def masked(
     inputs, codes, count, n, segment, first, keep, way, numbers, keys, bits, stride, out, out_code, sums, pairs, work
 ):
     """The base plus a sum, or a mean of those with the elected sign, of the deltas that are kept. See `kept`."""
@@ -703,9 +701,7 @@ def masked(  # type: ignore[no-untyped-def]
     return bad
 
 
-def pointwise(  # type: ignore[no-untyped-def]
-    inputs, codes, count, n, segment, way, numbers, row_factors, out, out_code, sums, pairs, work
-):
+def pointwise(inputs, codes, count, n, segment, way, numbers, row_factors, out, out_code, sums, pairs, work):
     """Methods that look at one entry of every model at a time. `numbers` (float64) are the method's own."""
     bad = 0
     models = count - 1
@@ -768,7 +764,7 @@ def pointwise(  # type: ignore[no-untyped-def]
     return bad
 
 
-def touched(inputs, codes, count, n, least, sums, work):  # type: ignore[no-untyped-def]
+def touched(inputs, codes, count, n, least, sums, work):
     """Per model, entries with |delta| > least (float64 at `least`): touched by it alone, and by others too. int64."""
     bad = 0
     models = count - 1
@@ -795,7 +791,7 @@ def touched(inputs, codes, count, n, least, sums, work):  # type: ignore[no-unty
 
 
 @_inline
-def _softmax_terms(address, code, start, stop, to):  # type: ignore[no-untyped-def]
+def _softmax_terms(address, code, start, stop, to):
     """The row's largest number and the sum of exp(number - largest)."""
     largest = -np.inf
     for at in range(start, stop, CHUNK):
@@ -812,7 +808,7 @@ def _softmax_terms(address, code, start, stop, to):  # type: ignore[no-untyped-d
     return largest, total
 
 
-def row_divergences(inputs, codes, n, row, to, work):  # type: ignore[no-untyped-def]
+def row_divergences(inputs, codes, n, row, to, work):
     """Per row, KL(softmax(model) || softmax(base)) in nats, both with 1e-8 added; input 0 is the base. float64."""
     bad = 0
     for s in range((n + row - 1) // row):
@@ -831,7 +827,7 @@ def row_divergences(inputs, codes, n, row, to, work):  # type: ignore[no-untyped
     return bad
 
 
-def draws(key, first, n, to):  # type: ignore[no-untyped-def]
+def draws(key, first, n, to):
     """The generator's numbers for entries first..first+n, from index `first` % 4 on. uint32, room for n + 7."""
     _philox(U64(key), first, n, to)
     return 0

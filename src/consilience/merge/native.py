@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -88,7 +89,8 @@ def _compile(name: str) -> bytes:
     function = KERNELS[name]
     arguments = function.__code__.co_argcount
     signature = types.int64(*[types.int64] * arguments)
-    compiled = njit(signature, error_model="numpy", nogil=True, no_cpython_wrapper=True)(function)
+    compile_for: Any = njit  # numba's stubs do not know all of its options
+    compiled = compile_for(signature, error_model="numpy", nogil=True, no_cpython_wrapper=True)(function)
     (overload,) = compiled.overloads.values()
     symbol = overload.fndesc.llvm_func_name
     code: bytes = overload.library._get_compiled_object()
