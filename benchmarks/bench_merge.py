@@ -161,7 +161,8 @@ def measure(name: str, models: Path, args: argparse.Namespace) -> dict[str, Any]
         if args.mergekit and name in JOBS and jobs[0].in_mergekit and turn < args.mergekit_runs:
             peer = [str(args.mergekit), "-m", "mergekit.scripts.run_yaml", str(recipes[0]), str(folder / "out")]
             turns["mergekit"].append(watched(peer, folder / "out", bytes_out))
-        print(name, {who: round(runs[-1].wall_s, 2) for who, runs in turns.items() if runs}, file=sys.stderr)
+        shown = (f"{who} {runs[-1].wall_s:.2f} s ({runs[-1].cpu_s:.2f} CPU)" for who, runs in turns.items() if runs)
+        print(f"{name}: {', '.join(shown)}", file=sys.stderr, flush=True)
     shutil.rmtree(folder)
     return summary(turns, first)
 

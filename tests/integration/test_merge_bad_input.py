@@ -131,8 +131,8 @@ def refused(consilience: Consilience, models: Path) -> Callable[..., str]:
         before = contents(earlier)
         out = models / "new" / "out"
         line = the_line(consilience("merge", recipe, out, *words))
-        assert not any(out.rglob("*.safetensors"))
-        assert not any(out.rglob(INDEX))
+        assert not any(out.glob("*.safetensors"))
+        assert not (out / INDEX).exists()
         assert the_line(consilience("merge", recipe, earlier, "--force", *words)) == line.replace(
             str(out), str(earlier)
         )
@@ -271,9 +271,9 @@ def test_a_number_that_is_not_finite_in_the_base(refused: Callable[..., str], mo
 
 def test_a_result_that_does_not_fit_its_type(refused: Callable[..., str], models: Path) -> None:
     tree = tree_of(models, "task_arithmetic", weight=1e40)
-    says(refused(tree), "model.", "finite")
+    says(refused(tree), "tensor", ".weight", "finite")
     tree = tree_of(models, "linear", weight=1e6) | {"dtype": "float16", "parameters": {"normalize": False}}
-    says(refused(tree), "model.", "finite")
+    says(refused(tree), "tensor", ".weight", "finite")
 
 
 def test_numbers_of_a_quantised_model(refused: Callable[..., str], models: Path) -> None:
@@ -479,7 +479,7 @@ def test_no_stale_shard_stays_beside_a_forced_merge(consilience: Consilience, mo
     assert all(torch.equal(ours[name], ((a[name].double() + b[name].double()) / 2).bfloat16()) for name in ours)
 
 
-@pytest.mark.parametrize("target", ["base", "a", "a/inside"])
+@pytest.mark.parametrize("target", ["base", "a"])
 def test_an_input_is_no_place_for_the_result(consilience: Consilience, models: Path, target: str) -> None:
     before = {model: contents(models / model) for model in MODELS}
     recipe = recipe_of(tree_of(models, "task_arithmetic"), models)
