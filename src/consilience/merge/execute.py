@@ -39,7 +39,7 @@ from consilience.merge.methods import MERGES, Combination, Facts, unit_of
 from consilience.merge.plan import LowRank, MergePlan, Part, Rows, TensorPlan
 from consilience.weights.headers import ITEM_BYTES, StoredTensor
 from consilience.weights.mapped import NUMPY_DTYPES, MappedFiles, as_float32
-from consilience.weights.planned import PlannedCheckpoint, PlannedTensor
+from consilience.weights.planned import PlannedCheckpoint, PlannedTensor, finished_by
 
 MANIFEST = "manifest.json"
 LARGE = 1 << 23  # entries from which the threads share a tensor; below, each thread has one of its own
@@ -75,23 +75,28 @@ def execute(
     with ExitStack() as stack:
         stack.callback(workers.close)
         prints = {file: _fingerprint(file) for file in sorted({*_files_of(plan for plan, _ in plans)})}
-        outputs = []
-        for plan, out in plans:
+        identities = [_identity(plan, prints) for plan, _ in plans]
+        manifests = [finished_by(out, MANIFEST, identity) for (_, out), identity in zip(plans, identities)]
+        outputs: list[PlannedCheckpoint] = []
+        left = [place for place, manifest in enumerate(manifests) if manifest is None]
+        for place in left:
+            plan, out = plans[place]
             output = PlannedCheckpoint(
                 out,
                 [PlannedTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors],
-                identity=_identity(plan, prints),
+                identity=identities[place],
                 shard_bytes=plan.shard_bytes,
                 replace=replace,
             )
             stack.callback(output.close)
             outputs.append(output)
-        _Pass([plan for plan, _ in plans], outputs, MappedFiles(), workers, on_bytes, on_tensor).run()
-        manifests = []
-        for (plan, _), output in zip(plans, outputs):
-            manifests.append(_manifest(plan, prints, output))
-            output.publish(plan.files, {MANIFEST: manifests[-1]})
-    return manifests
+        _Pass([plans[place][0] for place in left], outputs, MappedFiles(), workers, on_bytes, on_tensor).run()
+        for place, output in zip(left, outputs):
+            plan = plans[place][0]
+            made = {"identity": identities[place], **_manifest(plan, prints, output)}
+            output.publish(plan.files, {MANIFEST: made})
+            manifests[place] = made
+    return [manifest for manifest in manifests if manifest is not None]
 
 
 class _Pass:

@@ -189,11 +189,13 @@ class Parameter:
     above: bool = False
     choices: tuple[str, ...] = ()
 
-    def check(self, name: str, value: Any) -> Any:
+    def check(self, name: str, given: Any) -> Any:
         """The value in its type. Raises `ConfigError`."""
-        if self.kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
+        value: Any = given
+        if self.kind is float and isinstance(given, int) and not isinstance(given, bool):
+            value = float(given)
+        is_kind = isinstance(given, bool) == (self.kind is bool) and issubclass(type(value), self.kind)
+        if not is_kind:
             kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
             raise ConfigError(f"{name} is {value!r}; expected {kinds[self.kind]}.")
         if self.choices:
@@ -448,7 +450,7 @@ def model_stock(facts: Facts, parameters: Parameters) -> Steps:
     below = 1 + (count - 1) * cosine
     t = np.where(np.abs(below) < 1e-6, 0.0, count * cosine / np.where(np.abs(below) < 1e-6, 1, below))
     coefficients = np.repeat(t[..., None] / count, count, axis=-1)
-    record = {} if parameters["filter_wise"] else {"cosine": float(cosine), "t": float(t)}
+    record: dict[str, Any] = {} if parameters["filter_wise"] else {"cosine": float(cosine), "t": float(t)}
     return _combined(_of_deltas(coefficients), **record)
 
 
@@ -469,7 +471,7 @@ def varm(facts: Facts, parameters: Parameters) -> Steps:
 
 def _shares_of(squares: Floats) -> Floats:
     total = squares.sum()
-    return squares / total if total > 0 else np.full(len(squares), 1 / len(squares))
+    return squares / total if 0 < total < math.inf else np.full(len(squares), 1 / len(squares))
 
 
 # -- elections: trimmed deltas, a sign per entry, a mean of those that have it
@@ -511,11 +513,7 @@ def ties(facts: Facts, parameters: Parameters) -> Steps:
     has no weights.
     """
     density = parameters["density"]
-    wanted = {
-        k: (lambda positive, share=share: max(1, int(share * facts.size)))
-        for k, share in enumerate(density)
-        if share < 1
-    }
+    wanted: dict[Any, Rank] = {k: max(1, int(share * facts.size)) for k, share in enumerate(density) if share < 1}
     least = yield from _select("magnitude", wanted, facts)
     low = tuple(least.get(k, 0.0) for k in range(facts.models))
     keep = Keep("band", low, (math.inf,) * facts.models) if least else Keep()
@@ -560,13 +558,12 @@ def _breadcrumbs(elects: bool) -> Callable[[Facts, Parameters], Steps]:
 
         Where both together would drop more than they may, fewer of the largest go. What ties with an end is kept.
         """
-        ranks: dict[Any, Callable[[int], int]] = {}
+        ranks: dict[Any, Rank] = {}
         for k, (density, gamma) in enumerate(zip(parameters["density"], parameters["gamma"])):
             if density < 1:
                 kept_count = max(1, int(density * facts.size))
                 top = min(int(gamma * facts.size), facts.size - kept_count)
-                ranks[k, "low"] = lambda positive, rank=top + kept_count: rank
-                ranks[k, "high"] = lambda positive, rank=top + 1: rank
+                ranks[k, "low"], ranks[k, "high"] = top + kept_count, top + 1
         ends = yield from _select("magnitude", ranks, facts)
         low = tuple(ends.get((k, "low"), 0.0) for k in range(facts.models))
         high = tuple(ends.get((k, "high"), math.inf) for k in range(facts.models))
@@ -592,7 +589,7 @@ def sce(facts: Facts, parameters: Parameters) -> Steps:
     """
     keep = Keep()
     if parameters["density"] < 1:
-        wanted = {0: lambda positive: int(parameters["density"] * positive)}
+        wanted: dict[Any, Rank] = {0: lambda positive: int(parameters["density"] * positive)}
         least = yield from _select("spread", wanted, facts)
         keep = Keep("spread", least=least[0])
     sums = yield Kept(keep)
@@ -622,7 +619,7 @@ def arcee_fusion(facts: Facts, parameters: Parameters) -> Steps:
     last = facts.size - 1
     # Places in ascending order, as mergekit takes them; a rank counts from the largest.
     places = {f"{share:g}": facts.size - int(share * last) for share in (0.25, 0.5, 0.75)}
-    wanted = {(0, name): (lambda positive, rank=rank: rank) for name, rank in places.items()}
+    wanted: dict[Any, Rank] = {(0, name): rank for name, rank in places.items()}
     quantile = yield from _select("importance", wanted, facts, factors)
     lower, median, upper = (quantile[0, name] for name in places)
     least = median + 1.5 * (upper - lower)
@@ -647,6 +644,8 @@ def _ram(rewards_alone: bool) -> Callable[[Facts, Parameters], Steps]:
 
 # -- exact selection by counting
 
+Rank = int | Callable[[int], int]  # itself, or from how many scores are above 0
+
 
 def _bits(value: float) -> int:
     return int(np.float64(value).view(np.int64))
@@ -658,13 +657,13 @@ def _value(bits: int) -> float:
 
 def _select(
     kind: str,
-    wanted: Mapping[Any, Callable[[int], int]],
+    wanted: Mapping[Any, Rank],
     facts: Facts,
     row_factors: tuple[float, ...] = (),
 ) -> Generator[Measurement, Any, dict[Any, float]]:
     """The scores at given ranks, counted from the largest, which has rank 1; infinity at rank 0.
 
-    `wanted` maps a model, or a pair beginning with one, to its rank given how many scores are above 0. A sample says
+    `wanted` maps a model, or a pair beginning with one, to a rank. A sample says
     where a score about lies; one count of the scores around there mostly finds it, and only the bins of a count that
     hold several different scores are counted again. No sort, and no memory that grows with the tensor.
     """
@@ -675,14 +674,14 @@ def _select(
     brackets: dict[Any, tuple[int, int]] = {}
     bounds: dict[Any, tuple[int, int]] = {}
     found: dict[Any, float] = {}
-    for key, rank in wanted.items():
+    for key, asked_rank in wanted.items():
         bounds[key] = (0, LARGEST_BITS)
-        brackets[key] = _guess(samples[_model_of(key)], rank)
+        brackets[key] = _guess(samples[_model_of(key)], asked_rank)
     while brackets:
         keys = list(brackets)
         asked = tuple(Bracket(_model_of(key), *brackets[key]) for key in keys)
         for key, counted in zip(keys, (yield Count(kind, asked, row_factors))):
-            rank = wanted[key](counted.positive)
+            rank = _rank(wanted[key], counted.positive)
             low, high = brackets.pop(key)
             least, most = bounds[key]
             from_top = counted.above + np.cumsum(counted.counts[::-1])
@@ -706,11 +705,15 @@ def _model_of(key: Any) -> int:
     return int(key[0] if isinstance(key, tuple) else key)
 
 
-def _guess(sample: Floats, rank: Callable[[int], int]) -> tuple[int, int]:
+def _rank(rank: Rank, positive: int) -> int:
+    return rank if isinstance(rank, int) else rank(positive)
+
+
+def _guess(sample: Floats, rank: Rank) -> tuple[int, int]:
     """A bracket, in bits, that very likely holds the score at a rank."""
     scores, stands_for = sample
     size = stands_for.sum()
-    share = rank(round(float(stands_for[scores > 0].sum()))) / max(size, 1)
+    share = _rank(rank, round(float(stands_for[scores > 0].sum()))) / max(size, 1)
     # Five standard errors; where neighbours are so much alike that this is too little, there is a second count.
     margin = 5 * math.sqrt(max(share * (1 - share), 1e-6) / len(scores)) if size > len(scores) else 0.0
     from_top = np.cumsum(stands_for[::-1]) / size

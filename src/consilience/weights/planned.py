@@ -22,10 +22,22 @@ from typing import Any
 
 from consilience.errors import BackendError, ConfigError
 from consilience.run import write_json
-from consilience.weights.headers import INDEX, ITEM_BYTES, SINGLE
+from consilience.weights.headers import INDEX, ITEM_BYTES, SINGLE, holds_checkpoint
 
 PARTIAL = "merge.partial"
 JOURNAL = "journal.jsonl"
+
+
+def finished_by(out: Path, document: str, identity: str) -> dict[str, Any] | None:
+    """The JSON `document` of a checkpoint that is finished at `out` with that identity; what a kill left is removed."""
+    try:
+        content: dict[str, Any] = json.loads((out / document).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("identity") != identity or not holds_checkpoint(out):
+        return None
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,11 @@ class PlannedCheckpoint:
     def _open(self, shards: Sequence[Sequence[PlannedTensor]], identity: str) -> None:
         headers = [_header(shard) for shard in shards]
         lengths = [len(header) + sum(t.nbytes for t in shard) for header, shard in zip(headers, shards)]
-        goes_on = self._read_journal(identity)
+        goes_on = self._read_journal(identity) and all(
+            _size_of(self.partial / name) == length
+            or (_size_of(self.partial / name) is None and _size_of(self.out / name) == length)
+            for name, length in zip(self.shard_names, lengths)
+        )
         if not goes_on:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.finished = {}
@@ -186,6 +202,10 @@ class PlannedCheckpoint:
         return BackendError(
             f"{self.out} cannot be written ({error.strerror or error}). Free some space or give another folder."
         )
+
+
+def _size_of(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _shards_of(tensors: Sequence[PlannedTensor], shard_bytes: int) -> list[list[PlannedTensor]]:

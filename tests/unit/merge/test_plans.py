@@ -191,6 +191,31 @@ def test_a_merge_stopped_while_it_gives_names_goes_on(
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "undisturbed")
 
 
+def test_what_is_finished_is_not_made_again(models: list[StoredModel], tmp_path: Path) -> None:
+    plans = [(planned(models, method), tmp_path / method) for method in ("linear", "ties")]
+    first = execute(plans[:1])
+    before = bytes_of(tmp_path / "linear")
+    (tmp_path / "linear" / PARTIAL).mkdir()  # a kill in the last moment
+    manifests = execute(plans)
+    assert bytes_of(tmp_path / "linear") == before
+    assert not (tmp_path / "linear" / PARTIAL).exists()
+    assert manifests[0] == json.loads(json.dumps(first[0]))
+    assert manifests[1]["tensors"]["embed"]["method"] == "ties"
+
+
+def test_a_shard_that_went_missing_is_made_again(
+    models: list[StoredModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = MergePlan(planned(models, "linear").tensors, shard_bytes=2_000)
+    execute([(plan, tmp_path / "undisturbed")])
+    monkeypatch.setattr(PlannedCheckpoint, "publish", lambda self, files, documents: self.close())
+    execute([(plan, tmp_path / "out")])
+    monkeypatch.undo()
+    (tmp_path / "out" / PARTIAL / "model-00002-of-00003.safetensors").unlink()
+    execute([(plan, tmp_path / "out")])
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "undisturbed")
+
+
 def test_what_another_plan_left_is_not_gone_on_with(
     models: list[StoredModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
