@@ -136,6 +136,34 @@ def assert_kills_do_not_matter(words: list[str], out: Path) -> None:
     assert kills, "every merge ended before its kill: make the models larger"
 
 
+def test_the_same_command_leaves_a_finished_merge_alone(models: Path, tmp_path: Path) -> None:
+    """A kill may come when all has its name; of several merges the others are still to be made."""
+    recipes = [str(recipe_of(models, tmp_path / f"{k}.yaml", "ties", density=k / 10)) for k in (2, 8)]
+    out = tmp_path / "out"
+    words = ["--compare", *recipes, str(out)]
+    finish(words)
+    undisturbed = contents(out)
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    finish(words)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == written
+    shutil.rmtree(out / "8")
+    finish(words)
+    assert contents(out) == undisturbed
+
+
+def test_a_shard_that_went_missing_is_made_again(models: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_of(models, tmp_path / "recipe.yaml", "ties", density=0.4), tmp_path / "out"
+    took = seconds_at_work([str(recipe), str(out)], out)
+    undisturbed = contents(out)
+    shutil.rmtree(out)
+    if not killed_at_work([str(recipe), str(out)], out, 0.5 * took):
+        pytest.skip("the merge ended before its kill")
+    for shard in list(out.rglob("*.safetensors"))[:1]:
+        shard.unlink()
+    finish([str(recipe), str(out)])
+    assert contents(out) == undisturbed
+
+
 def test_what_a_killed_merge_left_is_not_mixed_with_another(models: Path, tmp_path: Path) -> None:
     recipe = recipe_of(models, tmp_path / "recipe.yaml", "ties", density=0.4)
     out = tmp_path / "out"
