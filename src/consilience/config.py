@@ -38,6 +38,11 @@ def known(table: Callable[[], Mapping[str, object]], kind: str) -> AfterValidato
 
 def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
     """The recipe at `path` as a `kind`, with `overrides` (`"train.epochs=2"`) applied to the YAML first."""
+    return parse(load_tree(path, overrides), kind, where=str(path))
+
+
+def load_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in the YAML file at `path`, with `overrides` applied; for a recipe that may be of several kinds."""
     if not path.is_file():
         raise ConfigError(f"no recipe {path}. Give the path of a YAML file; ready ones are in recipes/.")
     try:
@@ -50,7 +55,7 @@ def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} is {'empty' if tree is None else 'not a mapping'}; expected keys such as 'pivot:'.")
-    return parse(override(dict(tree), overrides), kind, where=str(path))
+    return override(dict(tree), overrides)
 
 
 class _RecipeLoader(yaml.SafeLoader):

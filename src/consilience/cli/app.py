@@ -13,6 +13,7 @@ import typer
 
 from consilience import __version__
 from consilience.cli.align import align
+from consilience.cli.merge import merge
 from consilience.errors import ConsilienceError
 
 app = typer.Typer(
@@ -95,6 +96,9 @@ def demo(
 
 
 app.command()(align)
+
+
+app.command()(merge)
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

@@ -135,7 +135,7 @@ class FuseRecipe(Settings):
             raise ConfigError("merges need targets.pairwise: true, because the pairwise targets are what is merged")
         for name, merge in self.merges.items():
             try:
-                merge.merge_of(len(self.sources))
+                merge.parameters_for(len(self.sources))
             except ConfigError as error:
                 raise ConfigError(f"merges.{name}: {error}") from None
         if not (self.merges or self.target_names):

@@ -1,6 +1,25 @@
-"""Model weights on disk: read lazily, written as a stream. No whole model is ever in memory."""
+"""Model weights on disk: read lazily, written as a stream or in place. No whole model is ever in memory.
 
-from consilience.weights.checkpoint import Checkpoint, holds_checkpoint, write_checkpoint
+`headers`, `mapped` and `planned` need numpy alone. What reads and writes torch's tensors loads torch when it is first
+used, so that merging starts without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from consilience.weights.companions import copy_companions
+from consilience.weights.headers import holds_checkpoint, read_model
 
-__all__ = ["Checkpoint", "copy_companions", "holds_checkpoint", "write_checkpoint"]
+if TYPE_CHECKING:
+    from consilience.weights.checkpoint import Checkpoint, write_checkpoint
+
+__all__ = ["Checkpoint", "copy_companions", "holds_checkpoint", "read_model", "write_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Checkpoint", "write_checkpoint"):
+        from consilience.weights import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from consilience.errors import BackendError
 from consilience.run import write_json
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from consilience.weights.headers import INDEX, SINGLE, index_of
 
 # The format's names (github.com/huggingface/safetensors, "Format").
 DTYPES = {
@@ -53,7 +51,7 @@ class Checkpoint:
         self.folder = folder
         self.names, self.shapes, self.dtypes = [], {}, {}
         self._shard_of: dict[str, Any] = {}  # handles of safe_open, whose methods have no types
-        index = _index_of(folder)
+        index = index_of(folder)
         for shard_name in sorted(set(index.values())) if index else [SINGLE]:
             shard = _open(folder / shard_name)
             for name in shard.keys():  # noqa: SIM118  a safe_open handle is not a mapping
@@ -82,45 +80,6 @@ class Checkpoint:
             raise BackendError(f"{self.folder} has no tensor {name}.")
         tensor: Tensor = self._shard_of[name].get_tensor(name)
         return tensor
-
-
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether `folder` has finished weights in safetensors."""
-    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
-
-
-def _index_of(folder: Path) -> dict[str, str]:
-    """Tensor name -> shard file name; empty when all is in one `model.safetensors`, which transformers reads first."""
-    if not folder.is_dir():
-        raise BackendError(
-            f"no model folder {folder}. Models are read from disk: give the path of a Hugging Face folder, "
-            "or fetch one with 'hf download NAME --local-dir FOLDER'."
-        )
-    if (folder / SINGLE).is_file():
-        return {}
-    if not (folder / INDEX).is_file():
-        raise BackendError(_why_unreadable(folder))
-    try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        weight_map = None
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise BackendError(f"{folder / INDEX} has no 'weight_map' of tensors to shards. Get the model's files again.")
-    return {str(name): str(shard) for name, shard in weight_map.items()}
-
-
-def _why_unreadable(folder: Path) -> str:
-    if (folder / "adapter_model.safetensors").is_file():
-        return (
-            f"{folder} holds a LoRA adapter, not a model. Merge it into its base first: "
-            "peft's AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)."
-        )
-    if any(folder.glob("*.bin")):
-        return (
-            f"{folder} holds pickled weights (.bin), which can run code and are not read. Convert them: transformers' "
-            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
-        )
-    return f"{folder} holds no weights: expected {SINGLE}, or {INDEX} with its shards."
 
 
 def _open(path: Path) -> Any:
