@@ -228,7 +228,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "data": {"path": "fuse.jsonl"},
         "held_out": {"path": "held_out.jsonl"},
         "represent": {"top_k": 10, "max_tokens": args.max_tokens},
-        "select": {"per": args.per, "gold_weight": args.gold_weight},
+        "select": {"per": args.per, "gold_weight": args.gold_weight, "teach": "tokens"},
         "train": {
             "epochs": args.fuse_epochs,
             "max_steps": args.steps,

@@ -307,6 +307,9 @@ def test_bad_input(consilience: Consilience, world: Path, tokenizers: Path, tmp_
     empty_folder.mkdir()
     assert "cannot load the tokenizer" in the_line(consilience("align", pivot, empty_folder, "--chats", chats))
     assert "no file" in the_line(consilience("align", pivot, wren, "--chats", tmp_path / "none.jsonl"))
+    line = the_line(consilience("align", pivot, chats, "--chats", wren))
+    assert "is a folder" in line
+    assert "PIVOT SOURCE --chats FILE" in line
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert "holds no conversations" in the_line(consilience("align", pivot, wren, "--chats", empty))
@@ -329,6 +332,10 @@ def test_bad_text(consilience: Consilience, tokenizers: Path, tmp_path: Path) ->
     assert "--template is for --chats" in the_line(
         consilience("align", pivot, wren, "--text", text, "--template", "pivot")
     )
+    assert "is a folder" in the_line(consilience("align", pivot, wren, "--text", tmp_path))
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(chat("Hi", "Hello"))
+    assert f"give --chats {chats}" in the_line(consilience("align", pivot, wren, "--text", chats))
     for words in ([], ["--text", text, "--chats", text]):
         assert "either --chats FILE or --text FILE" in the_line(consilience("align", pivot, wren, *words))
 

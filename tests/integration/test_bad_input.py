@@ -226,13 +226,25 @@ def halve(file: Path) -> None:
         (lambda folder: (folder / "chat_template.jinja").write_text("{% for %}"), "is not Jinja"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load the tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
+        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "has no tokenizer"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a valid JSON file"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "wren"}'), "does not recognize"),
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lambda folder: halve(folder / "model.safetensors"), "is not readable as safetensors"),
         (pickle_weights, "holds pickled weights"),
     ],
-    ids=["template", "no-jinja", "no-tokenizer", "tokenizer", "config", "unknown", "no-weights", "halved", "pickled"],
+    ids=[
+        "template",
+        "no-jinja",
+        "no-tokenizer",
+        "tokenizer",
+        "made-up",
+        "config",
+        "unknown",
+        "no-weights",
+        "halved",
+        "pickled",
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_that_is_no_chat_model(refused, recipe, world, changed, change, expected):

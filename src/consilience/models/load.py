@@ -13,6 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from consilience.errors import BackendError, pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REACHABLE = "Expected a local Hugging Face folder or a hub name that this machine can reach."
+TOKENIZER_FILES = (
+    "Its files are tokenizer.json, tokenizer.model or tekken.json (the last two need the packages sentencepiece, "
+    "protobuf and tiktoken), and tokenizer_config.json if there is one."
+)
 
 
 def context_of(model: Any, tokens: int) -> int:
@@ -76,11 +81,16 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:
-    """The tokenizer at `path`. Raises `BackendError` when it cannot be loaded."""
+    """The tokenizer at `path`. Raises `BackendError` when it cannot be loaded, or there is none."""
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load("tokenizer", path, error) from error
+        raise _cannot_load("tokenizer", path, error, TOKENIZER_FILES if _is_local(path) else REACHABLE) from error
+    # For some architectures transformers makes up a tokenizer without pieces where a folder has none: of control
+    # tokens, and for some a space.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()) + 1:
+        raise BackendError(f"{str(path)!r} has no tokenizer. {TOKENIZER_FILES}")
+    return tokenizer
 
 
 def vocabulary_size(path: str | Path, *, code: bool = False) -> int:
@@ -96,9 +106,8 @@ def _is_local(path: str | Path) -> bool:
     return Path(path).exists()
 
 
-def _cannot_load(kind: str, path: str | Path, error: Exception) -> BackendError:
+def _cannot_load(kind: str, path: str | Path, error: Exception, expected: str = REACHABLE) -> BackendError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return BackendError(
-        f"cannot load the {kind} {str(path)!r}: {reason.rstrip(' .:')}. "
-        "Expected a local Hugging Face folder or a hub name that this machine can reach."
-    )
+    if reason.startswith("Couldn't instantiate the backend tokenizer"):  # the half of a sentence
+        reason = "its files are missing, or a package that reads them is"
+    return BackendError(f"cannot load the {kind} {str(path)!r}: {reason.rstrip(' .:')}. {expected}")

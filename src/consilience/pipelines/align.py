@@ -55,6 +55,7 @@ TEMPLATES = {
     "pivot": "the sources read the pivot's chat template",
 }
 NO_TEMPLATE = "none"  # plain text
+CHATS_NOT_TEXT = (".jsonl", ".parquet")  # whose braces and quotes would be measured as if somebody had said them
 SPANS = "spans"
 FITTED = ("statistics", "spread", "fusechat2")  # the vocabulary mappings that look at counts
 WARPED = 50  # texts
@@ -208,6 +209,11 @@ def align_report(
     """
     if (chats is None) == (not text):
         raise ConfigError("give the texts to align on: either --chats FILE or --text FILE, not both and not neither.")
+    if chats is not None and chats.is_dir():
+        raise ConfigError(f"--chats {chats} is a folder. Give a file of chats; the order is PIVOT SOURCE --chats FILE.")
+    for path in text:
+        if path.name.removesuffix(".gz").endswith(CHATS_NOT_TEXT):
+            raise ConfigError(f"--text {path} is no plain text by its name. For chats, give --chats {path}.")
     if text and template is not None:
         raise ConfigError("--template is for --chats; a plain text is read without a chat template.")
     _refuse_template(template)
@@ -310,15 +316,10 @@ def _aligned(
 
 
 def _tokenizer(role: str, name: str, places: Places, *, code: bool) -> Any:
-    needed = "Its files are tokenizer.json, tokenizer.model or tekken.json, and tokenizer_config.json if there is one."
     try:
-        tokenizer = load_tokenizer(places.model(name, weights=False), code=code)
+        return load_tokenizer(places.model(name, weights=False), code=code)
     except BackendError as error:
-        raise BackendError(f"{role}: {error} {needed}") from error
-    # For some architectures transformers makes up a tokenizer without pieces where a folder has none.
-    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()) + 1:
-        raise BackendError(f"{role}: {name!r} has no tokenizer. {needed}")
-    return tokenizer
+        raise BackendError(f"{role}: {error}") from error
 
 
 def _template_of(tokenizer: Any, name: str) -> str:

@@ -62,7 +62,8 @@ def plain_texts(paths: Sequence[Path], limit: int | None = None) -> Texts:
 
 def _text_of(path: Path) -> str:
     if not path.is_file():
-        raise DataError(f"no file {path}. Give --text a plain text file.")
+        found = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+        raise DataError(f"{found}. Give --text a plain text file.")
     try:
         text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows programs put in front
     except UnicodeDecodeError as error:

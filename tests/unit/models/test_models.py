@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from consilience.errors import BackendError
-from consilience.models import ChatModel, load_model, sample_greedily, score_replies
+from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, score_replies
 
 NAMES = ["pivot", "wren", "finch"]
 
@@ -79,6 +79,28 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(BackendError, match="cannot load") as refused:
         load_model(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma", "t5", "cohere"])
+def test_a_tokenizer_that_transformers_makes_up_is_refused(architecture: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{architecture}"}}')
+    made_up = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert "wren" not in made_up.decode(made_up("wren").input_ids)
+    with pytest.raises(BackendError, match=r"has no tokenizer\. Its files are tokenizer\.json") as refused:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize("files", [{}, {"config.json": '{"model_type": "llama"}'}, {"tokenizer.json": "{"}])
+def test_a_folder_without_a_readable_tokenizer_is_told_what_files_it_takes(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BackendError, match=r"cannot load the tokenizer .*Its files are tokenizer\.json") as refused:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert "from one of" not in str(refused.value)
 
 
 def test_greedy_knows_no_penalty_of_the_models_generation_config(folder: Path) -> None:
