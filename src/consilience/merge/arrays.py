@@ -55,7 +55,7 @@ def merge_arrays(
     )
     workers = Workers(threads)
     try:
-        merge(MERGES[method].steps(job.facts, checked), job, workers)
+        merge([MERGES[method].steps(job.facts, checked)], [job], workers)
     finally:
         workers.close()
     return merged.reshape(shape)

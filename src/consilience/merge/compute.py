@@ -50,7 +50,7 @@ BUFFERS: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float
 SCORES = {"magnitude": 0, "spread": 1, "importance": 2}
 KEEPS = {"all": 0, "band": 1, "random": 2, "random by rank": 3, "spread": 4}
 REMEMBERED = 5  # kernels.KEEP_REMEMBERED
-REMEMBERED_BYTES = 80_000_000  # at most, for what was kept of a tensor; beyond, it is drawn again
+REMEMBERED_BYTES = 80_000_000  # at most, for what was kept of a tensor by all plans; beyond, it is drawn again
 WAYS = {"sum": 0, "mean": 1, "agreeing sum": 2}
 FORMULAS = {"nearswap": 0, "varm": 1, "ram": 2, "fusion": 3}
 
@@ -80,6 +80,7 @@ class Job:
     write: Callable[[int, NDArray[Any]], None]  # first entry, entries
     statistics: bool = True
     on_block: Callable[[int], None] = lambda entries: None
+    remembered_bytes: int = REMEMBERED_BYTES
     bad: int = 0  # kernels' return values, or-ed
     products: NDArray[np.float64] | None = field(default=None, repr=False)  # of all deltas, the result's last
     gram: NDArray[np.float64] | None = field(default=None, repr=False)  # of the models' deltas, once measured
@@ -254,7 +255,7 @@ def measure(request: Measurement, jobs: Sequence[Job], workers: Workers) -> Any:
 def _make_room(keep: Keep, job: Job) -> None:
     """For a bit per model and entry, so that what ranks and draws decided is not found out twice."""
     stride = -(-job.facts.size // 8)
-    if job.facts.row % 8 == 0 and job.facts.models * stride <= REMEMBERED_BYTES:
+    if job.facts.row % 8 == 0 and job.facts.models * stride <= job.remembered_bytes:
         job.kept = keep, np.zeros((job.facts.models, stride), np.uint8)
 
 
@@ -396,17 +397,107 @@ def _count(request: Count, jobs: Sequence[Job], workers: Workers) -> list[Counte
 # -- combinations
 
 
-def combine(combination: Combination, job: Job, workers: Workers) -> None:
-    """Computes the tensor and hands it to `job.write`, block by block; the inner products go to `job.products`.
+def combine(made: Sequence[tuple[Combination, Job]], workers: Workers) -> None:
+    """Computes tensors from the same inputs and hands them to their `job.write`, block by block.
 
-    Raises `NotFinite`, after all of it.
+    Combinations of a kind go over the inputs together. The inner products go to `job.products`. Raises `NotFinite`
+    after all of it; `job.bad` says in which.
     """
+    together: dict[Any, list[tuple[Combination, Job]]] = {}
+    for place, (combination, job) in enumerate(made):
+        kind = "linear" if isinstance(combination, Linear) and not _by_row(combination) else place
+        together.setdefault(kind, []).append((combination, job))
+    for group in together.values():
+        if isinstance(group[0][0], Linear):
+            _combine_linear(
+                [(combination, job) for combination, job in group if isinstance(combination, Linear)], workers
+            )
+        else:
+            _combine_one(*group[0], workers)
+    if any(job.bad for _, job in made):
+        raise NotFinite
+
+
+def _combine_linear(made: Sequence[tuple[Linear, Job]], workers: Workers) -> None:
+    facts, operands = made[0][1].facts, made[0][1].inputs
+    by_row = _by_row(made[0][0])
+    segment = facts.row if by_row else SEGMENT
+    unknown = [combination for combination, job in made if job.statistics and (job.gram is None or by_row)]
+    measures = bool(unknown)
+    first = 1 if all(_sums_to_one(combination.coefficients).all() for combination in unknown) else 0
+    count = len(operands)
+    pairs = (count - first) * (count - first + 1) // 2
     parts: dict[int, NDArray[np.float64]] = {}
-    if job.statistics and job.gram is not None and isinstance(combination, Linear):
-        # The result's delta is the same sum of the models' deltas: no need to go over it.
-        mix = np.vstack([np.eye(job.facts.models), combination.coefficients[:1, 1:]])
-        job.products = mix @ job.gram @ mix.T
-        job.statistics = False
+
+    def work(block: tuple[int, int]) -> None:
+        start, stop = block
+        inputs = _Inputs(operands, start, stop)
+        sums = np.zeros((-(-(stop - start) // segment), pairs))
+        table = np.zeros((len(made), 6), np.int64)
+        outs = []
+        for row, (place, (combination, job)) in zip(table, enumerate(made)):
+            outs.append(_scratch(f"out{place}", stop - start, BUFFERS[job.dtype]))
+            rows = combination.coefficients[start // segment :] if by_row else combination.coefficients
+            row[:5] = _address(rows), by_row, combination.keeps_same, _address(outs[-1]), CODES[job.dtype]
+        bad = kernel("linear")(
+            *inputs.arguments,
+            stop - start,
+            segment,
+            _address(table),
+            len(made),
+            first,
+            _address(sums) if measures else 0,
+            pairs,
+            _work(inputs.count),
+        )
+        parts[start] = sums
+        for row, out, (_, job) in zip(table, outs, made):
+            job.bad |= bad | (RESULT if row[5] else 0)
+            job.write(start, out)
+            job.on_block(stop - start)
+
+    workers.each(_blocks(facts, by_row), work)
+    if measures:
+        inner = np.concatenate([parts[start] for start in sorted(parts)])
+        measured = _pairs(inner if by_row else inner.sum(0), count - first)
+        measured = np.pad(measured, [(0, 0)] * (measured.ndim - 2) + [(first, 0), (first, 0)])
+    for combination, job in made:
+        if job.statistics:
+            # What a method measured of the deltas says nothing of the base itself.
+            known = np.pad(job.gram, ((1, 0), (1, 0))) if job.gram is not None and not by_row else measured
+            job.products = _products_of_linear(combination.coefficients, facts, known)
+
+
+def _sums_to_one(coefficients: NDArray[np.float64]) -> NDArray[np.bool_]:
+    apart: NDArray[np.bool_] = np.abs(coefficients.sum(-1) - 1) < 1e-9
+    return apart
+
+
+def _products_of_linear(
+    coefficients: NDArray[np.float64], facts: Facts, products: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Inner products of all deltas, the result's last; without a base, of the models' against the result.
+
+    `products` are of input 0 and of the others minus it; of them the result minus input 0 is a sum too, so that
+    nobody needs to go over the result. One matrix, or one per row of coefficients.
+    """
+    result = coefficients.copy()
+    result[:, 0] = np.where(_sums_to_one(coefficients), 0, coefficients.sum(-1) - 1)
+    inputs = np.eye(coefficients.shape[1])
+    if facts.has_base:
+        mix = np.stack([np.vstack([inputs[1:], row]) for row in result])
+    else:
+        inputs[0] = 0
+        mix = inputs - result[:, None, :]
+    if products.ndim == 2:
+        mix = mix[:1]
+    squares: NDArray[np.float64] = (mix @ products @ mix.transpose(0, 2, 1)).sum(0)
+    np.fill_diagonal(squares, np.maximum(np.diagonal(squares), 0))  # rounding
+    return squares
+
+
+def _combine_one(combination: Combination, job: Job, workers: Workers) -> None:
+    parts: dict[int, NDArray[np.float64]] = {}
 
     def work(block: tuple[int, int]) -> None:
         bad, parts[block[0]] = _combined(combination, job, *block)
@@ -414,8 +505,6 @@ def combine(combination: Combination, job: Job, workers: Workers) -> None:
         job.on_block(block[1] - block[0])
 
     workers.each(_blocks(job.facts, _by_row(combination)), work)
-    if job.bad:
-        raise NotFinite
     if job.statistics and parts:
         vectors = len(job.inputs)
         job.products = _pairs(np.concatenate([parts[start] for start in sorted(parts)]).sum(0), vectors)
@@ -435,20 +524,7 @@ def _combined(combination: Combination, job: Job, start: int, stop: int) -> tupl
         pairs,
         _work(inputs.count),
     )
-    if isinstance(combination, Linear):
-        rows = len(combination.coefficients) > 1
-        coefficients = combination.coefficients[start // segment :] if rows else combination.coefficients
-        bad = kernel("linear")(
-            *inputs.arguments,
-            int(facts.has_base),
-            size,
-            segment,
-            _address(coefficients),
-            int(rows),
-            int(combination.keeps_same),
-            *tail,
-        )
-    elif isinstance(combination, Masked):
+    if isinstance(combination, Masked):
         remembered = job.kept[1] if job.kept and job.kept[0] == combination.keep else None
         numbers = _numbers(combination.keep, facts.models, combination)
         bad = kernel("masked")(
@@ -465,6 +541,7 @@ def _combined(combination: Combination, job: Job, start: int, stop: int) -> tupl
             *tail,
         )
     else:
+        assert isinstance(combination, Pointwise)
         values = np.array(combination.numbers or (0.0,))
         factors = combination.row_factors
         block_factors = values if factors is None else factors[start // segment :]
@@ -481,30 +558,74 @@ def _combined(combination: Combination, job: Job, start: int, stop: int) -> tupl
     return bad, sums
 
 
-def merge(steps: Steps, job: Job, workers: Workers) -> Mapping[str, Any]:
-    """Measures and combines one tensor; returns what the method says of it. There is nothing to say of no entries."""
-    if job.facts.size == 0:
-        return {}
-    combination = settle(steps, [job], workers)
-    combine(combination, job, workers)
-    return combination.record
+def merge(steps: Sequence[Steps], jobs: Sequence[Job], workers: Workers) -> list[Mapping[str, Any]]:
+    """Measures and combines tensors from the same inputs, each by its own method's steps.
 
-
-def settle(steps: Steps, jobs: Sequence[Job], workers: Workers) -> Combination:
-    """Runs a method's measurements over the tensors that are measured together; returns its combination.
-
-    Raises `NotFinite` after the measurement that found it.
+    Returns what each method says of it. There is nothing to say of no entries. Raises `NotFinite`; `job.bad` says
+    in which tensor.
     """
-    try:
-        request = next(steps)
-        while True:
-            result = measure(request, jobs, workers)
-            if any(job.bad for job in jobs):
-                raise NotFinite  # nothing that follows from it would mean anything
-            request = steps.send(result)
-    except StopIteration as end:
-        combination: Combination = end.value
-        return combination
+    if jobs[0].facts.size == 0:
+        return [{} for _ in jobs]
+    for job in jobs:
+        job.remembered_bytes = REMEMBERED_BYTES // len(jobs)
+    combinations = settle(steps, [[job] for job in jobs], workers)
+    combine(list(zip(combinations, jobs)), workers)
+    return [combination.record for combination in combinations]
+
+
+def settle(steps: Sequence[Steps], jobs: Sequence[Sequence[Job]], workers: Workers) -> list[Combination]:
+    """Runs methods' measurements over the same inputs, of one or more tensors; returns their combinations.
+
+    `jobs` has a row for each method: the tensors that it measures together. What several ask for is measured once,
+    and scores of a kind are counted for all at once. Raises `NotFinite` after the measurement that found it.
+    """
+    made: dict[int, Combination] = {}
+    asked: dict[int, Measurement] = {}
+
+    def go_on(place: int, result: Any) -> None:
+        try:
+            asked[place] = steps[place].send(result)
+        except StopIteration as end:
+            asked.pop(place, None)
+            made[place] = end.value
+
+    for place in range(len(steps)):
+        go_on(place, None)
+    while asked:
+        results: dict[int, Any] = {}
+        for places in _asked_together(asked):
+            requests = [asked[place] for place in places]
+            answer = measure(_union(requests), jobs[places[0]], workers)
+            for place, request in zip(places, requests):
+                for job, first in zip(jobs[place], jobs[places[0]]):
+                    job.bad |= first.bad
+                    job.gram = first.gram if isinstance(request, Gram) and request.deltas else job.gram
+                    job.kept = first.kept if isinstance(request, Kept) else job.kept
+                results[place] = answer
+                if isinstance(request, Count):
+                    results[place], answer = answer[: len(request.brackets)], answer[len(request.brackets) :]
+        if any(job.bad for row in jobs for job in row):
+            raise NotFinite  # nothing that follows from it would mean anything
+        for place, result in results.items():
+            go_on(place, result)
+    return [made[place] for place in range(len(steps))]
+
+
+def _asked_together(asked: Mapping[int, Measurement]) -> list[list[int]]:
+    """Which places' requests are the same, or counts of the same scores."""
+    groups: dict[Any, list[int]] = {}
+    for place, request in asked.items():
+        kind = (request.kind, request.row_factors) if isinstance(request, Count) else request
+        groups.setdefault(kind, []).append(place)
+    return list(groups.values())
+
+
+def _union(requests: Sequence[Measurement]) -> Measurement:
+    first = requests[0]
+    if not isinstance(first, Count):
+        return first
+    brackets = [bracket for request in requests if isinstance(request, Count) for bracket in request.brackets]
+    return Count(first.kind, tuple(brackets), first.row_factors)
 
 
 # -- arrays in memory

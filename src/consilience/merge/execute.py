@@ -163,7 +163,7 @@ class _Pass:
             first = tensors[0]
             facts = jobs[0].facts._replace(size=sum(job.facts.size for job in jobs))
             try:
-                combination = settle(MERGES[first.method].steps(facts, first.parameters), jobs, self.workers)
+                (combination,) = settle([MERGES[first.method].steps(facts, first.parameters)], [jobs], self.workers)
             except NotFinite:
                 for tensor, job in zip(tensors, jobs):
                     self._refuse_not_finite(tensor, job)
@@ -171,26 +171,43 @@ class _Pass:
             self._settled |= {(place, tensor.name): combination for tensor in tensors}
 
     def _merge(self, group: Sequence[tuple[int, TensorPlan]], workers: Workers) -> None:
-        """One tensor of every plan. Blocks of the inputs are in the processor's or the system's cache for all."""
+        """One tensor of every plan; those from the same inputs go over them together."""
+        together: dict[Any, list[tuple[int, TensorPlan]]] = {}
         for place, tensor in group:
-            output = self.outputs[place]
             if tensor.method == "passthrough" and _is_copy(tensor):
                 self._copy(place, tensor)
-                output.finish(tensor.name, {})
+                self.outputs[place].finish(tensor.name, {})
                 self._progress(0, finished=1)
-                continue
-            job = self._job(place, tensor)
-            settled = self._settled.get((place, tensor.name))
-            try:
-                if settled is None:
-                    record = merge(MERGES[tensor.method].steps(job.facts, tensor.parameters), job, workers)
-                else:
-                    combine(settled, job, workers)
-                    record = settled.record
-            except NotFinite:
+            else:
+                together.setdefault(self._inputs_of(place, tensor), []).append((place, tensor))
+        for made in together.values():
+            self._merge_together(made, workers)
+
+    def _inputs_of(self, place: int, tensor: TensorPlan) -> Any:
+        """Equal where the inputs, and the random numbers, are the same; settled ones need no measurement."""
+        stored = [tensor.base.plain if tensor.base is not None else None, *(rows.plain for rows in tensor.models)]
+        alone = place if None in stored[1:] or (tensor.base is not None and stored[0] is None) else None
+        return (place, tensor.name) in self._settled, self.plans[place].seed, tensor.shape, *stored, alone
+
+    def _merge_together(self, made: Sequence[tuple[int, TensorPlan]], workers: Workers) -> None:
+        jobs = [self._job(place, tensor) for place, tensor in made]
+        settled = [self._settled.get((place, tensor.name)) for place, tensor in made]
+        try:
+            if settled[0] is None:
+                steps = [
+                    MERGES[tensor.method].steps(job.facts, tensor.parameters) for job, (_, tensor) in zip(jobs, made)
+                ]
+                records = merge(steps, jobs, workers)
+            else:
+                combinations = [combination for combination in settled if combination is not None]
+                combine(list(zip(combinations, jobs)), workers)
+                records = [combination.record for combination in combinations]
+        except NotFinite:
+            for job, (_, tensor) in zip(jobs, made):
                 self._refuse_not_finite(tensor, job)
-                raise
-            output.finish(tensor.name, {**record, **_statistics(tensor, job)})
+            raise
+        for record, job, (place, tensor) in zip(records, jobs, made):
+            self.outputs[place].finish(tensor.name, {**record, **_statistics(tensor, job)})
             self._progress(0, finished=1)
 
     def _job(self, place: int, tensor: TensorPlan) -> Job:

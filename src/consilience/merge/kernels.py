@@ -312,46 +312,95 @@ def gram(inputs, codes, count, with_base, n, segment, sums, pairs, work):
     return bad
 
 
-def linear(
-    inputs, codes, count, with_base, n, segment, coefficients, per_segment, keep_same, out, out_code, sums, pairs, work
-):
-    """sum_k c_k x_k with one row of float64 coefficients, or one per segment.
+@_inline
+def _inner_products(n, first, count, values, room, sums):
+    """Adds the inner products of input 0 and all others minus it, from the `first` on, to the sums at `sums`.
 
-    With `keep_same`, where all inputs hold the same bits in a chunk, these are the result. Inner products go to
-    `sums` when it is not 0.
+    They are made for the manifest: a chunk's sums are in float32, and right to about 1e-6.
+    """
+    for k in range(first, count):
+        if k == 0:
+            for i in range(n):
+                put_f32(room, i, np.float32(f64(values, i)))
+        else:
+            _subtract_to_float(n, values + 8 * CHUNK * k, values, room + 4 * CHUNK * k)
+    pair = 0
+    for a in range(first, count):
+        for b in range(a, count):
+            dot = _dot_of_floats(n, room + 4 * CHUNK * a, room + 4 * CHUNK * b)
+            put_f64(sums, pair, f64(sums, pair) + dot)
+            pair += 1
+
+
+@_inline
+def _mix(n, count, weights, values, to):
+    """sum_k c_k x_k in the order of the inputs. Those with coefficient 0 stay out: 0 * x + y is not y where y is -0."""
+    begun = 0
+    a = b = c = d = values
+    p = q = r = s = 0.0
+    for k in range(count):
+        weight, at = f64(weights, k), values + 8 * CHUNK * k
+        if weight != 0.0:
+            if begun == 0:
+                a, p = at, weight
+            elif begun == 1:
+                b, q = at, weight
+            elif begun == 2:
+                c, r = at, weight
+            elif begun == 3:
+                d, s = at, weight
+            begun += 1
+    # Up to four in one loop: most merges are of no more.
+    if begun == 0:
+        for i in range(n):
+            put_f64(to, i, 0.0)
+    elif begun == 1:
+        for i in range(n):
+            put_f64(to, i, p * f64(a, i))
+    elif begun == 2:
+        for i in range(n):
+            put_f64(to, i, p * f64(a, i) + q * f64(b, i))
+    elif begun == 3:
+        for i in range(n):
+            put_f64(to, i, p * f64(a, i) + q * f64(b, i) + r * f64(c, i))
+    else:
+        for i in range(n):
+            put_f64(to, i, p * f64(a, i) + q * f64(b, i) + r * f64(c, i) + s * f64(d, i))
+    if begun > 4:
+        for k in range((d - values) // (8 * CHUNK) + 1, count):
+            weight, at = f64(weights, k), values + 8 * CHUNK * k
+            if weight != 0.0:
+                for i in range(n):
+                    put_f64(to, i, f64(to, i) + weight * f64(at, i))
+
+
+def linear(inputs, codes, count, n, segment, plans, plan_count, first, sums, pairs, work):
+    """sum_k c_k x_k, for each plan, of which `plans` has a row of six int64: address of the coefficients (float64),
+    whether they are one row per segment, whether a chunk that all inputs hold the same bits in stays as it is, address
+    and code of the result, and, written here, whether it is not finite somewhere.
+
+    See `_inner_products` for what goes to `sums` when it is not 0: float64 [segments, pairs].
     """
     bad = 0
     result = work + 8 * CHUNK * count
-    deltas = result + 8 * CHUNK
+    room = result + 8 * CHUNK
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
-        weights = coefficients + 8 * count * s * per_segment
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
             bad |= _load_all(inputs, codes, count, start, m, work)
-            if keep_same and _all_same(inputs, codes, count, start, m):
-                _copy_chunk(m, work, result)
-            else:
-                # Inputs with coefficient 0 stay out: 0 * x + y is not y where y is -0.
-                begun = False
-                for k in range(count):
-                    weight = f64(weights, k)
-                    at = work + 8 * CHUNK * k
-                    if weight != 0.0:
-                        if begun:
-                            for i in range(m):
-                                put_f64(result, i, f64(result, i) + weight * f64(at, i))
-                        else:
-                            for i in range(m):
-                                put_f64(result, i, weight * f64(at, i))
-                        begun = True
-                if not begun:
-                    for i in range(m):
-                        put_f64(result, i, 0.0)
-            if _store(result, m, out, out_code, start):
-                bad |= RESULT
+            same = _all_same(inputs, codes, count, start, m)
+            for p in range(plan_count):
+                plan = plans + 8 * 6 * p
+                source = result
+                if same and i64(plan, 2):
+                    source = work
+                else:
+                    _mix(m, count, i64(plan, 0) + 8 * count * s * i64(plan, 1), work, result)
+                if _store(source, m, i64(plan, 3), i64(plan, 4), start):
+                    put_i64(plan, 5, 1)
             if sums:
-                _statistics(m, count, with_base, work, result, deltas, sums + 8 * pairs * s)
+                _inner_products(m, first, count, work, room, sums + 8 * pairs * s)
     return bad
 
 

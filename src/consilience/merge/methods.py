@@ -401,7 +401,8 @@ def _norm(coefficients: Floats, products: Floats) -> float:
 def karcher(facts: Facts, parameters: Parameters) -> Steps:
     """The Riemannian mean of the models' directions on the sphere, times their mean norm (arXiv:2603.04972).
 
-    Found by at most `max_iter` steps in the tangent space, until a step is shorter than `tol`.
+    Found by at most `max_iter` steps in the tangent space, until a step is shorter than `tol`. Where the directions
+    cancel, the models' plain mean.
     """
     products = yield Gram(deltas=False)
     first = 1 if facts.has_base else 0
@@ -413,7 +414,10 @@ def karcher(facts: Facts, parameters: Parameters) -> Steps:
     units = np.where(present, 1 / np.where(present, norms, 1), 0)
     share = 1 / facts.models
     mean = share * units
-    mean = mean / (_norm(mean, products) or 1.0)
+    if _norm(mean, products) < 1e-6:
+        coefficients = np.full(facts.models, share)
+        return _combined(np.concatenate([[0.0], coefficients]) if first else coefficients, iterations=0)
+    mean = mean / _norm(mean, products)
     iterations = 0
     while iterations < parameters["max_iter"]:
         iterations += 1
@@ -421,8 +425,8 @@ def karcher(facts: Facts, parameters: Parameters) -> Steps:
         for k in np.flatnonzero(present):
             cosine = float(np.clip(units[k] * (products[k] @ mean), -1, 1))
             angle = math.acos(cosine)
-            if angle < parameters["tol"]:
-                continue
+            if angle < parameters["tol"] or math.pi - angle < 1e-6:
+                continue  # there already, or straight opposite, where every way is as short
             towards = -cosine * mean
             towards[k] += units[k]
             step += share * angle / math.sin(angle) * towards

@@ -81,6 +81,13 @@ def test_multislerp_and_karcher_half_way() -> None:
     assert_allclose(merged("karcher", None, models, max_iter=100, tol=1e-12), quarter, atol=1e-9)
 
 
+def test_karcher_of_opposite_directions() -> None:
+    # The directions cancel: the plain mean, (4 - 3 + 0) / 3.
+    assert_allclose(merged("karcher", None, [vector(4), vector(-3), vector(0)]), vector(1 / 3))
+    # Two against one, on a line: no way leads round, so the two's direction, at the mean length (1 + 2 + 3) / 3.
+    assert_allclose(merged("karcher", None, [vector(1), vector(-2), vector(3)]), vector(2))
+
+
 def test_multislerp_where_nothing_changed_gives_the_base() -> None:
     assert_allclose(merged("multislerp", ONES, [ONES, ONES, ONES]), ONES)
 

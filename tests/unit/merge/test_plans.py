@@ -233,7 +233,21 @@ def test_several_plans_in_one_pass_give_what_each_gives_alone(models: list[Store
         "sparser": planned(models, "ties", density=0.1),
         "global": planned(models, "ties", scope="global"),
         "linear": planned(models, "linear", dtype="BF16"),
+        "uneven": planned(models, "linear", dtype="F16", weight=(0.5, -1.5), normalize=False),
+        "half": planned(models, "task_arithmetic", scale=0.5),
+        "double": planned(models, "task_arithmetic", scale=2.0),
+        "multislerp": planned(models, "multislerp"),
+        "stock": planned(models, "model_stock"),
+        "stock by row": planned(models, "model_stock", filter_wise=True),
         "varm": planned(models, "varm", granularity="layer"),
+        "varm by matrix": planned(models, "varm"),
+        "sce": planned(models, "sce"),
+        "sce of many": planned(models, "sce", density=0.6),
+        "dare": planned(models, "dare_ties", rescale="l1"),
+        "dare again": planned(models, "dare_linear", rescale="l1"),
+        "dare otherwise": planned(models, "dare_linear", rescale="l1", seed=7),
+        "della": planned(models, "della", rescale="l1"),
+        "della of few": planned(models, "della", rescale="l1", density=0.3),
     }
     for name, plan in plans.items():
         execute([(plan, tmp_path / "alone" / name)])
