@@ -13,6 +13,7 @@ import typer
 
 from consilience import __version__
 from consilience.cli.align import align
+from consilience.cli.compare import compare, power
 from consilience.errors import ConsilienceError
 
 app = typer.Typer(
@@ -94,7 +95,8 @@ def demo(
     _print_fusion(result, as_json)
 
 
-app.command()(align)
+for command in (align, compare, power):
+    app.command()(command)
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:
