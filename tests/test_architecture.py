@@ -24,7 +24,7 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-PURE = {"align", "stats", "fuse/losses.py", "merge/methods.py"}
+PURE = {"align", "stats", "fuse/losses.py", "merge/methods.py", "evaluate/comparison.py", "evaluate/pooling.py"}
 NOT_IN_PURE = {"torch.utils", "transformers", "safetensors", "httpx", "time", "random", "pathlib", "os", "io"}
 
 
@@ -78,6 +78,7 @@ def test_pure_rooms_touch_no_file_network_or_clock(path: Path) -> None:
         "import consilience.stats",
         "import consilience.records, consilience.config, consilience.run",
         "import consilience.align",
+        "import consilience.evaluate.logs, consilience.evaluate.comparison, consilience.report",
         "import sys; sys.argv = ['consilience', '--help']\n"
         "try:\n    from consilience.cli import main; main()\nexcept SystemExit: pass",
     ],
@@ -85,3 +86,14 @@ def test_pure_rooms_touch_no_file_network_or_clock(path: Path) -> None:
 def test_light_doors_do_not_import_torch(code: str) -> None:
     check = f"{code}\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_compare_does_not_import_torch(tmp_path: Path) -> None:
+    rows = "".join(f"{item},{model},{item % 3}\n" for item in range(9) for model in "ab")
+    (tmp_path / "scores.csv").write_text(f"item,model,score\n{rows}")
+    words = ["consilience", "compare", str(tmp_path / "scores.csv"), "--html", str(tmp_path / "page.html")]
+    code = (
+        f"import sys; sys.argv = {words}\ntry:\n    from consilience.cli import main; main()\nexcept SystemExit: pass"
+    )
+    test_light_doors_do_not_import_torch(code)
+    assert (tmp_path / "page.html").is_file()

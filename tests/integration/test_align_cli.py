@@ -15,7 +15,8 @@ import pytest
 from scipy import sparse
 
 from consilience.align import SEQUENCE_ALIGNMENTS, VOCABULARY_MAPPINGS, Vocabularies, exact_matches
-from consilience.pipelines.align import FITTED, AlignResult, Output, SourceQuality, align_recipe, align_report
+from consilience.pipelines.align import AlignResult, Output, align_recipe, align_report
+from consilience.pipelines.tokenizer_quality import FITTED, SourceQuality
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 Consilience = Callable[..., Any]
@@ -160,7 +161,7 @@ def test_long_texts_are_not_warped(tokenizers: Path, tmp_path: Path, monkeypatch
     text.write_text("Salt.\n\nBread is made of flour, water, salt and time.")
     pair = str(tokenizers / "pivot"), str(tokenizers / "finch")
     for longest, warped, too_long, said in ((9, 1, 1, None), (1, 2, 0, "longer than 1 tokens"), (4_096, 2, 0, None)):
-        monkeypatch.setattr("consilience.pipelines.align.LONGEST_WARPED", longest)
+        monkeypatch.setattr("consilience.pipelines.tokenizer_quality.LONGEST_WARPED", longest)
         found = only_source(align_report(*pair, text=[text]))
         assert (found.warped, found.too_long) == (warped, too_long)
         assert said is None if found.not_warped is None else said is not None and said in found.not_warped

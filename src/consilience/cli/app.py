@@ -13,6 +13,7 @@ import typer
 
 from consilience import __version__
 from consilience.cli.align import align
+from consilience.cli.compare import compare, power
 from consilience.cli.merge import merge
 from consilience.errors import ConsilienceError
 
@@ -95,10 +96,8 @@ def demo(
     _print_fusion(result, as_json)
 
 
-app.command()(align)
-
-
-app.command()(merge)
+for command in (align, compare, merge, power):
+    app.command()(command)
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

@@ -22,14 +22,14 @@ def fusion_table(results: Mapping[str, Any]) -> str:
             (
                 name,
                 model["role"],
-                _shown(model["accuracy"]),
-                _shown(apart.get("accuracy"), signed=True),
-                _shown(model["nll"]),
-                _shown(apart.get("nll"), signed=True),
+                shown(model["accuracy"]),
+                shown(apart.get("accuracy"), signed=True),
+                shown(model["nll"]),
+                shown(apart.get("nll"), signed=True),
             )
         )
     level = next(iter(results["models"].values()))["nll"]["level"]
-    return f"{_columns(rows)}\n\n[ ]: {100 * level:g} % intervals; differences are paired."
+    return f"{columns(rows)}\n\n[ ]: {100 * level:g} % intervals; differences are paired."
 
 
 def alignment_table(result: Mapping[str, Any]) -> str:
@@ -65,14 +65,14 @@ def _alignment_section(name: str, found: Mapping[str, Any], result: Mapping[str,
         f"{found['texts']} {kind}, {found['pivot_positions']} positions of the pivot, "
         f"{found['source_positions']} of the source"
         + ("; both tokenizers cut them alike" if found["cut_alike"] else ""),
-        _columns(
+        columns(
             [
                 ("of the pivot's positions", ""),
                 ("matched", _share(found["matched"])),
                 ("in 1-1 chunks", _share(found["one_to_one"])),
             ]
         ),
-        _columns(
+        columns(
             [
                 (f"alignment, on {found['warped']} of {found['texts']} {kind}", "matched", "right", "wrong"),
                 *(
@@ -82,12 +82,12 @@ def _alignment_section(name: str, found: Mapping[str, Any], result: Mapping[str,
             ]
         )
         + _about_the_published(found, kind),
-        _columns(chunks),
-        _columns(mappings)
+        columns(chunks),
+        columns(mappings)
         + f"\nmass kept: no weights are read, so the {top_k} tokens that most often follow a token in these texts\n"
         f"stand in for a model's top {top_k}. They hold {_share(found['top_k_mass'])} of what follows; the\n"
         "column is the share of that which reaches a pivot token, right or not.",
-        _columns(
+        columns(
             [
                 (f"source tokens that occur, under {result['listed']}", f"{sum(tokens.values())}"),
                 ("mapped to the same bytes", f"{tokens['same_bytes']}"),
@@ -121,7 +121,7 @@ def _listed(head: Sequence[str], tokens: Sequence[Mapping[str, Any]]) -> str:
     # repr, because a token may hold what moves a terminal's cursor
     rows = [(repr(found["token"]), f"{found['times']}", f"{found['occurrences']}") for found in tokens[:LISTED]]
     more = f"\n  and more; --json and --html list {len(tokens)}" if len(tokens) > LISTED else ""
-    return _columns([head, *(row[: len(head)] for row in rows)]) + more
+    return columns([head, *(row[: len(head)] for row in rows)]) + more
 
 
 def _set_aside(reasons: Mapping[str, int], kind: str) -> str:
@@ -133,7 +133,7 @@ def _set_aside(reasons: Mapping[str, int], kind: str) -> str:
     return "\n".join([f"{kind} set aside: {sum(reasons.values())}", *lines, *more])
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
@@ -144,7 +144,7 @@ def _share(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.4f} " + ("[no interval]" if low is None else f"[{low:.4f}, {high:.4f}]")
 
 
-def _shown(estimate: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+def shown(estimate: Mapping[str, Any] | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
     value, low, high = estimate["value"], estimate["low"], estimate["high"]

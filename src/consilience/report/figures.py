@@ -72,9 +72,9 @@ def forest_plot(rows: Sequence[ForestRow], panels: Sequence[str], *, name: str) 
         left = LABELS + i * width
         found = [row.estimates[i] for row in rows]
         focus = [estimate for row, estimate in zip(rows, found) if estimate and row.in_focus]
-        axis = _signed_axis(focus or [estimate for estimate in found if estimate], left + GAP, left + width - NUMBERS)
+        axis = signed_axis(focus or [estimate for estimate in found if estimate], left + GAP, left + width - NUMBERS)
         parts.append(_forest_panel(title, axis, found, tops, bottom))
-    return _svg(parts, WIDTH, bottom + 26, name)
+    return svg(parts, WIDTH, bottom + 26, name)
 
 
 def _row_label(row: ForestRow, top: float) -> Markup:
@@ -85,7 +85,7 @@ def _row_label(row: ForestRow, top: float) -> Markup:
     )
 
 
-def _signed_axis(estimates: Sequence[EstimateJson], left: float, right: float) -> Axis:
+def signed_axis(estimates: Sequence[EstimateJson], left: float, right: float) -> Axis:
     """An axis that holds zero and all `estimates`, with a little air."""
     ends = [0.0]
     for found in estimates:
@@ -99,7 +99,7 @@ def _forest_panel(
     title: str, axis: Axis, found: Sequence[EstimateJson | None], tops: Sequence[float], bottom: float
 ) -> Markup:
     steps = ticks(axis.low, axis.high, 4)
-    step_decimals = _tick_decimals(steps)
+    step_decimals = tick_decimals(steps)
     parts = [Markup('<text class="title" x="{:.1f}" y="16">{}</text>').format(axis.left, title)]
     for tick in steps:
         x = axis.at(tick)
@@ -167,7 +167,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
         if gaps:
             text = '<text class="remark end" x="{}" y="15">{} steps not finite</text>'
             parts.append(Markup(text).format(width - 8, gaps))
-        figures.append(_svg(parts, width, height, f"Training of {name}: loss by step"))
+        figures.append(svg(parts, width, height, f"Training of {name}: loss by step"))
     return Markup('<div class="multiples">{}</div>').format(Markup("").join(figures))
 
 
@@ -200,7 +200,7 @@ def _curve_axes(across: Axis, up: Axis) -> Markup:
         kind = "zero" if level == 0 else "grid"
         line = '<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
         parts.append(Markup(line).format(kind, across.left, across.right, y, y))
-        text = number(level, _tick_decimals(levels))
+        text = number(level, tick_decimals(levels))
         parts.append(Markup('<text class="tick end" x="{}" y="{:.1f}">{}</text>').format(across.left - 6, y + 4, text))
     for step in ticks(across.low, across.high, 4):
         text = Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>')
@@ -228,11 +228,12 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _tick_decimals(values: Sequence[float]) -> int:
+def tick_decimals(values: Sequence[float]) -> int:
     """The fewest decimals that tell `values` exactly."""
     return next(decimals for decimals in range(12) if all(abs(round(x, decimals) - x) < 1e-12 for x in values))
 
 
-def _svg(parts: Sequence[Markup], width: float, height: float, name: str) -> Markup:
+def svg(parts: Sequence[Markup], width: float, height: float, name: str) -> Markup:
+    """A figure of so many user units; `name` says what it shows to those who cannot see it."""
     frame = '<svg role="img" aria-label="{}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}">{}</svg>'
     return Markup(frame).format(name, width, height, width, Markup("").join(parts))
