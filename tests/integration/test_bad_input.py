@@ -90,7 +90,10 @@ def refused(consilience: Consilience, finished: tuple[Path, Path], tmp_path: Pat
         ({"sources": {"sce": "b", "c": "c"}}, ["two models are called sce"]),
         ({"merges": {"a": {"method": "tise"}}}, ["no merge method is called 'tise'. Did you mean 'ties'?"]),
         ({"merges": {"a": {"method": "linear", "density": 1}}}, ["linear takes no 'density'", "weight"]),
-        ({"merges": {"a": {"method": "linear", "weights": [1, 1, 1]}}}, ["merges.a: got 3 values of weight for 2 models"]),
+        (
+            {"merges": {"a": {"method": "linear", "weights": [1, 1, 1]}}},
+            ["merges.a: got 3 values of weight for 2 models"],
+        ),
         ({"merges": {}, "targets": {"controls": [], "pairwise": False}}, ["nothing would be made"]),
         ({"tasks": {"t": {"path": "t", "match": "exakt"}}}, ["no match rule is called 'exakt'. Did you mean 'exact'?"]),
         ({"select": {"teach": "token"}}, ["no way of teaching is called 'token'. Did you mean 'tokens'?"]),
