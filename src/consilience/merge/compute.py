@@ -42,7 +42,7 @@ CHUNK = 256  # kernels.CHUNK, without its imports
 SEGMENT = 1 << 16  # entries that a sum is taken over before sums are added
 BLOCK = 1 << 18  # entries of a tensor that a thread works on at a time; a multiple of SEGMENT
 LEAST_SAMPLED, MOST_SAMPLED, RUN = 1 << 13, 1 << 17, 1 << 11  # entries that are sampled, in runs
-RANK_BINS = 512  # kernels.RANK_BINS
+RANK_BINS, ROW_RANKED = 512, 8192  # kernels.RANK_BINS ...
 RESULT = 1 << 62  # kernels.RESULT
 
 CODES = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # kernels.BF16 ...
@@ -50,7 +50,7 @@ BUFFERS: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float
 SCORES = {"magnitude": 0, "spread": 1, "importance": 2}
 KEEPS = {"all": 0, "band": 1, "random": 2, "random by rank": 3, "spread": 4}
 REMEMBERED = 5  # kernels.KEEP_REMEMBERED
-REMEMBERED_BYTES = 80_000_000  # at most, for what was kept of a tensor by all plans; beyond, it is drawn again
+REMEMBERED_BYTES = 100_000_000  # at most, for what was kept of a tensor by all plans; beyond, it is drawn again
 WAYS = {"sum": 0, "mean": 1, "agreeing sum": 2}
 FORMULAS = {"nearswap": 0, "varm": 1, "ram": 2, "fusion": 3}
 
@@ -155,7 +155,7 @@ def _address(array: NDArray[Any]) -> int:
 
 def _work(inputs: int) -> int:
     """Address of this thread's room for a kernel: chunks of inputs, deltas, results, and the tables of ranks."""
-    return _address(_scratch("work", (3 * inputs + 8) * CHUNK + (RANK_BINS + 1) * inputs, np.float64))
+    return _address(_scratch("work", (3 * inputs + 9) * CHUNK + (RANK_BINS + 1 + ROW_RANKED // 4) * inputs, np.float64))
 
 
 class _Inputs:
@@ -222,7 +222,7 @@ def measure(request: Measurement, jobs: Sequence[Job], workers: Workers) -> Any:
         return [_sample(request, model, jobs) for model in request.models]
     if isinstance(request, Count):
         return _count(request, jobs, workers)
-    if isinstance(request, Kept) and request.keep.how == "random by rank":
+    if isinstance(request, Kept) and request.keep.how in ("random", "random by rank"):
         for job in jobs:
             _make_room(request.keep, job)
     by_row = _by_row(request)
@@ -255,7 +255,8 @@ def measure(request: Measurement, jobs: Sequence[Job], workers: Workers) -> Any:
 def _make_room(keep: Keep, job: Job) -> None:
     """For a bit per model and entry, so that what ranks and draws decided is not found out twice."""
     stride = -(-job.facts.size // 8)
-    if job.facts.row % 8 == 0 and job.facts.models * stride <= job.remembered_bytes:
+    ends_whole = keep.how == "random" or job.facts.row % 8 == 0  # a byte is of one block
+    if ends_whole and job.facts.models * stride <= job.remembered_bytes:
         job.kept = keep, np.zeros((job.facts.models, stride), np.uint8)
 
 

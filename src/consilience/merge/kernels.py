@@ -113,6 +113,34 @@ def bfloat16_of(typing_context, value):
     return types.uint16(types.float64), codegen
 
 
+@intrinsic
+def nonzero8(typing_context, address, index):
+    """Of eight float64 from 8 * index on, a bit each, the first the lowest: whether it is not 0."""
+
+    def codegen(context, builder, signature, args):
+        eight = ir.VectorType(ir.DoubleType(), 8)
+        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
+        zeros = ir.Constant(eight, [ir.Constant(ir.DoubleType(), 0.0)] * 8)
+        return builder.bitcast(builder.fcmp_unordered("!=", builder.load(pointer, align=8), zeros), ir.IntType(8))
+
+    return types.uint8(types.int64, types.int64), codegen
+
+
+@intrinsic
+def keep8(typing_context, address, index, bits):
+    """Sets those of eight float64 from 8 * index on to 0 whose bit is not set."""
+
+    def codegen(context, builder, signature, args):
+        eight = ir.VectorType(ir.DoubleType(), 8)
+        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
+        zeros = ir.Constant(eight, [ir.Constant(ir.DoubleType(), 0.0)] * 8)
+        mask = builder.bitcast(args[2], ir.VectorType(ir.IntType(1), 8))
+        builder.store(builder.select(mask, builder.load(pointer, align=8), zeros), pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint8), codegen
+
+
 _inline = njit(inline="never", error_model="numpy", nogil=True, no_cpython_wrapper=True)
 # Sums side by side in the processor's registers: always the same ones, whatever the threads and blocks.
 _sum = njit(
@@ -537,38 +565,50 @@ RANK_BINS = 512  # 16 octaves below the largest number of the row, 32 to an octa
 RANK_SHIFT = 47
 
 
+ROW_RANKED = 8192  # entries of a row whose sizes are remembered while it is ranked; in longer rows they are made again
+
+
+@_inline
+def _octaves(n, one, to):
+    """|x| as uint16: float64's exponent and the first five bits after it."""
+    for i in range(n):
+        put_u16(to, i, np.uint16((bits_of(f64(one, i)) >> U64(RANK_SHIFT)) & U64(0xFFFF)))
+
+
 @_inline
 def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tables):
-    """Per model, what an entry of the row start..stop is kept with, by the bin of its size; float64 at `tables`.
+    """Per model, what a draw must be below to keep an entry of the row start..stop, by the bin of its size.
 
-    [density - epsilon, density + epsilon], linear in the rank; the numbers of a bin share their mean rank.
+    uint32 at `tables`, RANK_BINS float64 apart. [density - epsilon, density + epsilon], linear in the rank; the
+    numbers of a bin share their mean rank. Returns the address of the models' largest sizes.
     """
     size = stop - start
     models = count - 1
     largest = tables + 8 * RANK_BINS * models
+    octaves = largest + 8 * models + 8 * CHUNK
     for k in range(models):
-        put_u64(largest, k, U64(0))
+        put_i64(largest, k, 0)
         for b in range(RANK_BINS):
-            put_i64(tables, k * RANK_BINS + b, 0)
+            put_u64(tables + 8 * RANK_BINS * k, b, U64(0))
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
         _deltas(inputs, codes, count, at, m, work, deltas)
         for k in range(models):
-            top = np.int64(u64(largest, k))
+            place = octaves + 2 * (ROW_RANKED * k + (at - start if size <= ROW_RANKED else 0))
+            _octaves(m, deltas + 8 * CHUNK * k, place)
+            top = np.uint16(0)
             for i in range(m):
-                top = max(top, np.int64(bits_of(abs(f64(deltas + 8 * CHUNK * k, i)))))
-            put_i64(largest, k, top)
-    for k in range(models):
-        put_i64(largest, k, i64(largest, k) >> RANK_SHIFT)
+                top = max(top, u16(place, i))
+            put_i64(largest, k, max(i64(largest, k), np.int64(top)))
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
-        if size > CHUNK:
+        if size > ROW_RANKED:
             _deltas(inputs, codes, count, at, m, work, deltas)
         for k in range(models):
-            table, least = tables + 8 * RANK_BINS * k, i64(largest, k) - (RANK_BINS - 1)
-            for i in range(m):
-                b = max((np.int64(bits_of(abs(f64(deltas + 8 * CHUNK * k, i)))) >> RANK_SHIFT) - least, 0)
-                put_i64(table, b, i64(table, b) + 1)
+            place = octaves + 2 * (ROW_RANKED * k + (at - start if size <= ROW_RANKED else 0))
+            if size > ROW_RANKED:
+                _octaves(m, deltas + 8 * CHUNK * k, place)
+            _tally(m, place, i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k)
     for k in range(models):
         table = tables + 8 * RANK_BINS * k
         density, epsilon = f64(numbers, 2 + 8 * k + 2), f64(numbers, 2 + 8 * k + 3)
@@ -576,10 +616,31 @@ def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tabl
         step = 2 * epsilon / max(size - 1, 1) * 4294967296.0
         below = 0
         for b in range(RANK_BINS):
-            here = i64(table, b)
-            put_f64(table, b, lowest + step * (below + 0.5 * (here - 1)))
+            here = np.int64(u32(table, b)) + np.int64(u32(table, RANK_BINS + b))
+            # A draw is a whole number: below a limit is below the next whole one.
+            limit = np.ceil(lowest + step * (below + 0.5 * (here - 1)))
+            put_u32(table, b, U32(np.int64(min(max(limit, 0.0), 4294967295.0))))
             below += here
     return largest
+
+
+@_inline
+def _tally(n, octaves, least, table):
+    """Counts by bin, in two tables in turn: one would wait for itself where neighbours are alike."""
+    for i in range(0, n - 1, 2):
+        one = max(np.int64(u16(octaves, i)) - least, 0)
+        other = RANK_BINS + max(np.int64(u16(octaves, i + 1)) - least, 0)
+        put_u32(table, one, U32(u32(table, one) + U32(1)))
+        put_u32(table, other, U32(u32(table, other) + U32(1)))
+    if n % 2:
+        one = max(np.int64(u16(octaves, n - 1)) - least, 0)
+        put_u32(table, one, U32(u32(table, one) + U32(1)))
+
+
+@_inline
+def _limits(n, octaves, least, table, to):
+    for i in range(n):
+        put_u32(to, i, u32(table, max(np.int64(u16(octaves, i)) - least, 0)))
 
 
 @_inline
@@ -608,33 +669,27 @@ def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):
                 for i in range(n):
                     put_f64(at, i, f64(at, i) if np.float64(u32(draws, i)) < limit else 0.0)
             else:
-                table, least_bin = tables + 8 * RANK_BINS * k, i64(largest, k) - (RANK_BINS - 1)
+                octaves = largest + 8 * models  # a chunk's room, before the row's
+                limits = octaves + 2 * CHUNK
+                _octaves(n, at, octaves)
+                _limits(n, octaves, i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k, limits)
                 for i in range(n):
-                    value = f64(at, i)
-                    b = max((np.int64(bits_of(abs(value))) >> RANK_SHIFT) - least_bin, 0)
-                    put_f64(at, i, value if np.float64(u32(draws, i)) < f64(table, b) else 0.0)
+                    put_f64(at, i, f64(at, i) if u32(draws, i) < u32(limits, i) else 0.0)
 
 
 @_inline
 def _remember(n, models, flat, deltas, bits, stride):
     """A bit per entry and model, set where the delta is not 0; `flat` is a multiple of 8."""
     for k in range(models):
-        at, to = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
         for byte in range((n + 7) // 8):
-            value = 0
-            for i in range(8 * byte, min(8 * byte + 8, n)):
-                value |= np.int64(f64(at, i) != 0.0) << (i - 8 * byte)
-            put_u8(to, byte, np.uint8(value))
+            put_u8(bits + stride * k + flat // 8, byte, nonzero8(deltas + 8 * CHUNK * k, byte))
 
 
 @_inline
 def _recall(n, models, flat, deltas, bits, stride):
     for k in range(models):
-        at, source = deltas + 8 * CHUNK * k, bits + stride * k + flat // 8
         for byte in range((n + 7) // 8):
-            value = np.int64(u8(source, byte))
-            for i in range(8 * byte, min(8 * byte + 8, n)):
-                put_f64(at, i, f64(at, i) if (value >> (i - 8 * byte)) & 1 else 0.0)
+            keep8(deltas + 8 * CHUNK * k, byte, u8(bits + stride * k + flat // 8, byte))
 
 
 def kept(inputs, codes, count, n, segment, first, keep, numbers, keys, bits, stride, sums, work):

@@ -239,9 +239,9 @@ def test_masks_hang_on_seed_tensor_model_and_entry_alone() -> None:
         assert 0.4 < (first == other).mean() < 0.6
 
 
-def test_della_keeps_the_larger_more_often() -> None:
+@pytest.mark.parametrize(("rows", "row"), [(400, 1000), (20, 20_001)])
+def test_della_keeps_the_larger_more_often(rows: int, row: int) -> None:
     # A row's ranks: chance 0.5 - 0.3 for the smallest to 0.5 + 0.3 for the largest, linear in between.
-    rows, row = 400, 1000
     model = np.tile(np.linspace(0.5, 1.5, row), (rows, 1))
     model = np.random.default_rng(0).permuted(model, axis=1) * np.random.default_rng(1).choice([-1, 1], (rows, row))
     kept = merged("della_linear", np.zeros((rows, row)), [model], density=0.5, epsilon=0.3) != 0
