@@ -1,16 +1,42 @@
-"""Chat models in this process (transformers): load, score the replies of a text, sample a reply."""
+"""Chat models: load them in this process (transformers), score the replies of a text, sample replies.
 
-from consilience.models.load import ChatModel, context_of, load_model, load_tokenizer, vocabulary_size
-from consilience.models.sample import sample_greedily
-from consilience.models.score import ReplyScores, score_replies
+`Sampler` is what answers chats, in this process or on a server; it and its settings load no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from consilience.models.load import ChatModel, context_of, load_model, load_tokenizer, vocabulary_size
+    from consilience.models.sample import LocalSampler, sample_greedily, sample_replies
+    from consilience.models.score import ReplyScores, score_replies
 
 __all__ = [
     "ChatModel",
+    "LocalSampler",
+    "Prompt",
+    "Reply",
     "ReplyScores",
+    "ReplyStatus",
+    "Sampler",
+    "Sampling",
     "context_of",
     "load_model",
     "load_tokenizer",
     "sample_greedily",
+    "sample_replies",
     "score_replies",
     "vocabulary_size",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What runs a model is imported when it is asked for: whoever asks a server must not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from consilience.models import load, sample, score
+
+    return next(getattr(module, name) for module in (load, sample, score) if hasattr(module, name))

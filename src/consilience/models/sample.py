@@ -1,65 +1,205 @@
-"""Replies of a chat model to prompts, decoded greedily, in batches of like length."""
+"""Replies of a chat model in this process, in batches of like length, reproducible whatever the batches are.
+
+Shapes: B replies written at once, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import LogitsProcessor, LogitsProcessorList
 
+from consilience.chat import render_prompt
+from consilience.errors import BackendError, DataError
 from consilience.models.load import ChatModel, context_of
+from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampling
+from consilience.rng import seed_of
+
+BATCH_SIZE = 64
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class LocalSampler:
+    """A `Sampler` of a chat model in this process, under the model's own chat template."""
+
+    chat_model: ChatModel
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def name(self) -> str:
+        return self.chat_model.name
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+        """Replies, short prompts first; a prompt that the chat template refuses has a status that says so."""
+        asked: list[Prompt] = []
+        ids_T_of: list[NDArray[np.int32]] = []
+        for prompt in prompts:
+            try:
+                ids_T_of.append(render_prompt(self.chat_model.tokenizer, prompt.messages))
+                asked.append(prompt)
+            except DataError as error:
+                for sample in range(sampling.samples):
+                    yield Reply(prompt.id, sample, "", ReplyStatus.NOT_ASKED, detail=str(error))
+        keys = [prompt.id for prompt in asked]
+        yield from sample_replies(self.chat_model, ids_T_of, sampling, keys=keys, batch_size=self.batch_size)
+
+
 def sample_greedily(
     chat_model: ChatModel,
     prompts_T: Sequence[NDArray[np.int32]],
     *,
     max_new_tokens: int,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[int, str, bool]]:
-    """`(index, reply, cut_off)` for every prompt; `cut_off` says that the reply had not ended at `max_new_tokens`.
+    """`(index, reply, cut_off)` for every prompt; `cut_off` says that the reply had not ended where it was stopped."""
+    greedy = Sampling(max_new_tokens=max_new_tokens)
+    for reply in sample_replies(chat_model, prompts_T, greedy, batch_size=batch_size):
+        yield int(reply.id), reply.text, reply.status in (ReplyStatus.TRUNCATED, ReplyStatus.NO_ROOM)
 
-    Greedy decoding with the model's own end-of-text tokens, without the penalties that its generation configuration
-    may name; special tokens are not part of the reply's text. Where the model's positions run out earlier, so do the
-    replies of that batch; a prompt that leaves no room has an empty reply that is cut off.
+
+@torch.inference_mode()
+def sample_replies(
+    chat_model: ChatModel,
+    prompts_T: Sequence[NDArray[np.int32]],
+    sampling: Sampling,
+    *,
+    keys: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Reply]:
+    """`sampling.samples` replies to every prompt (ids with the generation prompt), short prompts first.
+
+    `keys` are the prompts' ids, by default their places in the list. A reply is drawn with random numbers of its own,
+    named by seed, key and sample: who else is in its batch changes it only by the rounding of the model's arithmetic.
+    Replies end with the model's own end-of-text tokens or a text of `sampling.stop`; penalties that the model's
+    generation configuration names are not applied; special tokens are not part of the text. Where the model's
+    positions run out before `max_new_tokens`, the reply is truncated there.
+
+    Raises `BackendError` where the model's logits are NaN.
     """
+    keys = [str(index) for index in range(len(prompts_T))] if keys is None else keys
+    order = sorted(range(len(prompts_T)), key=lambda i: (len(prompts_T[i]), i))
+
+    def room(index: int) -> int:
+        return _room(chat_model, prompts_T[index], sampling.max_new_tokens)
+
+    # Replies in one batch have the same room: one that reached the model's last position could not go on with others.
+    for new_tokens, alike in groupby(order, key=room):
+        rows = [(index, sample) for index in alike for sample in range(sampling.samples)]
+        if new_tokens == 0:
+            yield from (Reply(keys[index], sample, "", ReplyStatus.NO_ROOM) for index, sample in rows)
+            continue
+        for begin in range(0, len(rows), batch_size):
+            batch = rows[begin : begin + batch_size]
+            named = [(keys[index], sample) for index, sample in batch]
+            limited = sampling.model_copy(update={"max_new_tokens": new_tokens})
+            yield from _write(chat_model, [prompts_T[index] for index, _ in batch], named, limited)
+
+
+def _write(
+    chat_model: ChatModel,
+    prompts_T: Sequence[NDArray[np.int32]],
+    named: Sequence[tuple[str, int]],
+    sampling: Sampling,
+) -> Iterator[Reply]:
+    """One batch of replies."""
     tokenizer = chat_model.tokenizer
     ends = end_ids(chat_model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
-    order = sorted(range(len(prompts_T)), key=lambda i: (len(prompts_T[i]), i))
-    while order and not _room(chat_model, prompts_T[order[-1]], max_new_tokens):
-        yield order.pop(), "", True
     device = next(chat_model.model.parameters()).device
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        width = max(len(prompts_T[i]) for i in batch)
-        input_ids_BT = torch.full((len(batch), width), pad, dtype=torch.long)
-        mask_BT = torch.zeros_like(input_ids_BT)
-        for row, index in enumerate(batch):  # padded on the left, so that every reply begins in the same column
-            length = len(prompts_T[index])
-            input_ids_BT[row, width - length :] = torch.from_numpy(prompts_T[index].astype(np.int64))
-            mask_BT[row, width - length :] = 1
-        output_BT = chat_model.model.generate(
-            input_ids=input_ids_BT.to(device),
-            attention_mask=mask_BT.to(device),
-            max_new_tokens=_room(chat_model, prompts_T[batch[-1]], max_new_tokens),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            pad_token_id=pad,
-            eos_token_id=ends or None,
+    width = max(map(len, prompts_T))
+    input_ids_BT = torch.full((len(prompts_T), width), pad, dtype=torch.long)
+    mask_BT = torch.zeros_like(input_ids_BT)
+    for row, prompt_T in enumerate(prompts_T):  # padded on the left, so that every reply begins in the same column
+        input_ids_BT[row, width - len(prompt_T) :] = torch.from_numpy(prompt_T.astype(np.int64))
+        mask_BT[row, width - len(prompt_T) :] = 1
+    output_BT = chat_model.model.generate(
+        input_ids=input_ids_BT.to(device),
+        attention_mask=mask_BT.to(device),
+        max_new_tokens=sampling.max_new_tokens,
+        logits_processor=LogitsProcessorList([_Draw(chat_model.name, named, sampling, device)]),
+        do_sample=False,  # the draw is in the logits
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=pad,
+        eos_token_id=ends or None,
+        **({"stop_strings": [*sampling.stop], "tokenizer": tokenizer} if sampling.stop else {}),
+    )
+    for (key, sample), written in zip(named, output_BT[:, width:].tolist(), strict=True):
+        ended = next((place for place, id_ in enumerate(written) if id_ in ends), None)
+        kept = written[:ended]
+        text = tokenizer.decode(kept, skip_special_tokens=True)
+        stops = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
+        if stops:
+            text = text[: min(stops)]
+            while kept and kept[-1] == pad:  # what a finished row is filled up with
+                kept.pop()
+        status = ReplyStatus.OK if stops or ended is not None else ReplyStatus.TRUNCATED
+        if status == ReplyStatus.OK and not text.strip():
+            status = ReplyStatus.EMPTY
+        yield Reply(key, sample, text, status, tokens=len(kept))
+
+
+class _Draw(LogitsProcessor):
+    """Turns the likeliest token into a drawn one: logits plus Gumbel noise, whose maximum has the softmax's chances.
+
+    Noise per token, rather than one uniform number against the summed chances, keeps a reply the same under the
+    rounding that other batches bring: it changes where the two best tokens are within rounding of one another.
+    """
+
+    def __init__(self, model: str, named: Sequence[tuple[str, int]], sampling: Sampling, device: torch.device) -> None:
+        self.model, self.named, self.sampling = model, named, sampling
+        self.generators = [
+            torch.Generator(device).manual_seed(seed_of(sampling.seed, "sample", key, str(sample)))
+            for key, sample in named
+        ]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores_BV = scores.float()
+        broken = torch.isnan(scores_BV).any(-1)
+        if broken.any():
+            key = self.named[int(broken.nonzero()[0, 0])][0]
+            raise BackendError(
+                f"model {self.model} gives NaN after the prompt {key!r}. "
+                "Its weights may be damaged, or need another dtype (float32)."
+            )
+        if self.sampling.temperature == 0:
+            return scores_BV
+        kept_BV = keep_likeliest(
+            scores_BV / self.sampling.temperature, top_k=self.sampling.top_k, top_p=self.sampling.top_p
         )
-        for index, reply in zip(batch, output_BT[:, width:].tolist(), strict=True):
-            stops = [place for place, id_ in enumerate(reply) if id_ in ends]
-            kept = reply[: stops[0]] if stops else reply
-            yield index, tokenizer.decode(kept, skip_special_tokens=True), not stops
+        exponential_BV = torch.stack(
+            [torch.empty_like(row_V).exponential_(generator=own) for row_V, own in zip(kept_BV, self.generators)]
+        )
+        return kept_BV - exponential_BV.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def keep_likeliest(logits_BV: torch.Tensor, *, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    """`logits_BV` with -inf for all but the `top_k` likeliest tokens, and of these all but the nucleus.
+
+    The nucleus are the fewest likeliest tokens whose probabilities, among the tokens left, sum to at least `top_p`
+    (Holtzman et al. 2020, arXiv:1904.09751).
+    """
+    ruled_out = -torch.inf
+    if 0 < top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, ruled_out)
+    if top_p < 1:
+        sorted_BV, places_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+        probs_BV = sorted_BV.softmax(-1)
+        before_BV = probs_BV.cumsum(-1) - probs_BV  # the mass of the likelier ones: the first token always stays
+        sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, ruled_out)
+        logits_BV = torch.empty_like(logits_BV).scatter(-1, places_BV, sorted_BV)
+    return logits_BV
 
 
 def _room(chat_model: ChatModel, prompt_T: NDArray[np.int32], max_new_tokens: int) -> int:

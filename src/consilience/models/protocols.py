@@ -1,0 +1,81 @@
+"""What a model can be asked for, whoever runs it: this process (transformers) or a server. No torch.
+
+A reply is known by its prompt's id and the number of the sample; its status says how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, Self
+
+from pydantic import Field, model_validator
+
+from consilience.config import Settings
+from consilience.errors import ConfigError
+from consilience.records import Message
+
+
+class ReplyStatus(StrEnum):
+    """How a reply ended. Compare, never test for truth."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"  # it had not ended at max_new_tokens, or where the model's positions do
+    EMPTY = "empty"  # it ended, and holds nothing but blanks
+    NO_ROOM = "no room"  # the prompt alone fills the model's positions
+    NOT_ASKED = "not asked"  # the model's chat template refuses the prompt
+    REFUSED = "refused"  # the server's filter withheld it
+    ERROR = "error"  # the server gave none
+
+
+class Sampling(Settings):
+    """How replies are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 leave out no token."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_new_tokens: int = Field(512, ge=1)
+    samples: int = Field(1, ge=1, description="replies to each prompt")
+    stop: tuple[str, ...] = Field((), description="texts that end a reply and are not part of it")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _draws_what_it_says(self) -> Self:
+        if self.temperature == 0 and self.samples > 1:
+            raise ConfigError(f"{self.samples} samples at temperature 0 are the same reply. Give a temperature above 0")
+        if "" in self.stop:
+            raise ConfigError("stop holds an empty text, which ends every reply before it begins")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A chat that ends where the model is to go on. `id` is unique among prompts, and names its random numbers."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply to the prompt `id`; `tokens` are those the model wrote, the one that ends it left out."""
+
+    id: str
+    sample: int
+    text: str
+    status: ReplyStatus
+    tokens: int = 0
+    detail: str = ""  # why, in words, where there is no reply
+
+
+class Sampler(Protocol):
+    """Whoever answers chats. Every prompt gets `sampling.samples` replies, in any order, each with a status.
+
+    The same prompts, settings and seed give the same replies from a model in this process; a server may not keep this.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]: ...
