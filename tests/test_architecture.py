@@ -24,7 +24,15 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-PURE = {"align", "stats", "fuse/losses.py", "merge/methods.py", "evaluate/comparison.py", "evaluate/pooling.py"}
+PURE = {
+    "align",
+    "stats",
+    "fuse/losses.py",
+    "prefer/losses.py",
+    "merge/methods.py",
+    "evaluate/comparison.py",
+    "evaluate/pooling.py",
+}
 NOT_IN_PURE = {"torch.utils", "transformers", "safetensors", "httpx", "time", "random", "pathlib", "os", "io"}
 
 
