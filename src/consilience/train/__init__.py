@@ -1,6 +1,6 @@
 """One trainer: an objective and a collator go in; accumulation, bf16, LoRA, checkpoints and resume come with it."""
 
-from consilience.train.head import loss_through_head
+from consilience.train.head import logprobs_through_head, loss_through_head
 from consilience.train.trainer import (
     LoraSettings,
     Objective,
@@ -19,6 +19,7 @@ __all__ = [
     "TrainSettings",
     "conversations_at_once",
     "finish",
+    "logprobs_through_head",
     "loss_through_head",
     "read_curve",
     "train",

@@ -47,16 +47,11 @@ def loss_through_head(
     Raises `BackendError` when the model's head is not used in its forward pass, or when the model does something else
     to its logits after it.
     """
-    bare = _unwrapped(model)
-    head, finish = bare.get_output_embeddings(), _after_head(bare.config)
     sums: dict[str, Tensor] = {}
 
-    def use(hidden_BTD: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+    def use(hidden_BTD: Tensor, head: Any, finish: Finish, apply: Callable[[Tensor], Tensor]) -> Tensor:
         hidden_ND = hidden_BTD[learnt_BT.to(hidden_BTD.device)]
-        held = block_logits or BLOCK_LOGITS.get(hidden_ND.device.type, BLOCK_LOGITS["cuda"])
-        blocks = list(
-            _blocks(len(hidden_ND), max(1, held // getattr(head, "out_features", head.weight.shape[0])), cuts)
-        )
+        blocks = list(_blocks(len(hidden_ND), _block_positions(head, hidden_ND, block_logits), cuts))
         if type(head) is nn.Linear:
             names: list[str] = []
             values = _Blockwise.apply(hidden_ND, head.weight, head.bias, finish, sums_of, blocks, names)
@@ -64,21 +59,77 @@ def loss_through_head(
         else:  # adapters on the head, quantised heads: recomputed in the backward pass instead
             for block in blocks:
                 add_up(sums, _recomputed(apply, finish, sums_of, hidden_ND, block))
-        # DistributedDataParallel looks for unused parameters behind what the model gives back: the loss is among it.
-        given_back = torch.stack([*sums["loss"].new_tensor(PROBES), sums["loss"]])
+        return sums["loss"]
+
+    _through_head(model, inputs, use)
+    return sums
+
+
+def logprobs_through_head(
+    model: Any,
+    inputs: Mapping[str, Any],
+    place_N: Tensor,
+    token_N: Tensor,
+    *,
+    block_logits: int | None = None,
+) -> Tensor:
+    """Log-probabilities (nats, float32, differentiable) of the tokens `token_N`, shape [N].
+
+    `place_N` are the places, in the flattened [B * T], of the hidden states that predict them; one may serve several
+    tokens. Logits are computed in blocks, and anew in the backward pass. Raises as `loss_through_head`.
+    """
+
+    def use(hidden_BTD: Tensor, head: Any, finish: Finish, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        hidden_ND = hidden_BTD.flatten(0, -2)[place_N.to(hidden_BTD.device)]
+        size, tokens_N = _block_positions(head, hidden_ND, block_logits), token_N.to(hidden_BTD.device)
+        blocks = list(_blocks(len(hidden_ND), size, None))
+        if type(head) is nn.Linear:
+            logprob_N: Tensor = _Logprobs.apply(hidden_ND, head.weight, head.bias, finish, tokens_N, blocks)
+            return logprob_N
+
+        def of_block(hidden_MD: Tensor, token_M: Tensor) -> Tensor:
+            logits_MV = finish(apply(hidden_MD)).float()
+            return logits_MV.gather(-1, token_M[:, None])[:, 0] - logits_MV.logsumexp(-1)
+
+        parts = [checkpoint(of_block, hidden_ND[block], tokens_N[block], use_reentrant=False) for block in blocks]
+        return torch.cat(parts)
+
+    return _through_head(model, inputs, use)
+
+
+Finish = Callable[[Tensor], Tensor]  # what is done to logits after the head
+UseHidden = Callable[[Tensor, Any, Finish, Callable[[Tensor], Tensor]], Tensor]
+
+
+def _through_head(model: Any, inputs: Mapping[str, Any], use: UseHidden) -> Tensor:
+    """What `use(hidden, head, finish, the head's own forward pass)` gives, called where the head would be."""
+    bare = _unwrapped(model)
+    head, finish = bare.get_output_embeddings(), _after_head(bare.config)
+    used: list[Tensor] = []
+
+    def in_place_of_head(hidden_BTD: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        used.append(use(hidden_BTD, head, finish, apply))
+        # DistributedDataParallel looks for unused parameters behind what the model gives back: the result is among it.
+        given_back = torch.stack([*used[-1].new_tensor(PROBES), used[-1].sum()])
         return given_back.expand(*hidden_BTD.shape[:-1], -1)
 
-    with _in_place_of(head, use):
+    with _in_place_of(head, in_place_of_head):
         logits_BTV = model(**inputs, use_cache=False).logits
-    if "loss" not in sums:
+    if not used:
         raise BackendError(f"{type(bare).__name__} does not use its output embeddings; it cannot be trained here.")
-    probes = sums["loss"].new_tensor(PROBES)
+    probes = used[-1].new_tensor(PROBES)
     if not torch.allclose(logits_BTV.detach()[0, 0, : len(PROBES)].to(probes), finish(probes), rtol=1e-2):
         raise BackendError(
             f"{type(bare).__name__} does something to its logits after the head that is not known here; it cannot be "
             "trained. Known are a soft cap and a scale, by the names that Gemma, Cohere, Granite and Falcon give them."
         )
-    return sums
+    return used[-1]
+
+
+def _block_positions(head: Any, hidden_ND: Tensor, block_logits: int | None) -> int:
+    """How many positions a block holds."""
+    held = block_logits or BLOCK_LOGITS.get(hidden_ND.device.type, BLOCK_LOGITS["cuda"])
+    return max(1, held // getattr(head, "out_features", head.weight.shape[0]))
 
 
 def add_up(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
@@ -124,6 +175,52 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, loss_grad, *_):  # type: ignore[no-untyped-def]
         grads, ctx.grads = ctx.grads, None  # given away: the head's is as large as the head
         return (*(None if grad is None else grad.mul_(loss_grad) for grad in grads), None, None, None, None)
+
+
+class _Logprobs(torch.autograd.Function):
+    """Two numbers a position are kept for the backward pass, which computes the logits of a block again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, finish, token_N, blocks):  # type: ignore[no-untyped-def]
+        computed_VD = _as_computed(weight_VD)
+        logprob_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
+        norm_N = torch.empty_like(logprob_N)
+        for block in blocks:
+            logits_MV = finish(nn.functional.linear(hidden_ND[block], computed_VD, bias_V)).float()
+            norm_N[block] = logits_MV.logsumexp(-1)
+            logprob_N[block] = logits_MV.gather(-1, token_N[block, None])[:, 0] - norm_N[block]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, token_N, norm_N)
+        ctx.finish, ctx.blocks, ctx.dtype = finish, blocks, computed_VD.dtype
+        return logprob_N
+
+    @staticmethod
+    @torch.no_grad()
+    def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
+        hidden_ND, weight_VD, bias_V, token_N, norm_N = ctx.saved_tensors
+        computed_VD = weight_VD.to(ctx.dtype)  # again: kept from the forward pass it would be a second head
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        weight_grad_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        bias_grad_V = torch.zeros_like(bias_V) if needs_bias else None
+        for block in ctx.blocks:
+            with torch.enable_grad():
+                hidden_MD = hidden_ND[block].to(ctx.dtype)
+                leaf_MV = nn.functional.linear(hidden_MD, computed_VD, bias_V).detach().requires_grad_()
+                finished_MV = ctx.finish(leaf_MV)
+            # d logprob / d logits = [v is the token] - softmax
+            grad_MV = (finished_MV.detach() - norm_N[block, None]).exp_().mul_(-grad_N[block, None])
+            grad_MV.scatter_add_(-1, token_N[block, None], grad_N[block, None])
+            grad_MV = grad_MV.to(leaf_MV.dtype)
+            if finished_MV is not leaf_MV:
+                (grad_MV,) = torch.autograd.grad(finished_MV, leaf_MV, grad_MV)
+            del leaf_MV, finished_MV
+            if hidden_grad_ND is not None:
+                hidden_grad_ND[block] = grad_MV @ computed_VD
+            if weight_grad_VD is not None:
+                weight_grad_VD.addmm_(grad_MV.T.to(weight_grad_VD.dtype), hidden_ND[block].to(weight_grad_VD.dtype))
+            if bias_grad_V is not None:
+                bias_grad_V += grad_MV.sum(0)
+        return hidden_grad_ND, weight_grad_VD, bias_grad_V, None, None, None
 
 
 def _as_computed(weight_VD: Tensor) -> Tensor:
