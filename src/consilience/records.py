@@ -49,8 +49,11 @@ class Conversation:
 
     @property
     def opening(self) -> str:
-        """A short hash of what comes before the first reply: chats with the same opening are one independent unit."""
-        first = next(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        """A short hash of what comes before the first reply: chats with the same opening are one independent unit.
+
+        A text without a prompt is its own opening.
+        """
+        first = next(i for i, message in enumerate(self.messages) if message.role == "assistant") or 1
         words = "\0".join(f"{message.role}\0{message.content}" for message in self.messages[:first])
         return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:16]
 

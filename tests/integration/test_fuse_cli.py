@@ -306,6 +306,24 @@ def test_lora_changes_the_linear_layers_by_its_rank_and_leaves_no_adapter(recipe
         assert torch.linalg.matrix_rank((target[name] - pivot[name]).double(), rtol=1e-4) <= 2
 
 
+def test_lora_on_a_bfloat16_pivot_learns_less_than_bfloat16_resolves(recipe, consilience, world, tmp_path):
+    stored = shutil.copytree(world / "pivot", tmp_path / "pivot")
+    halved = {name: tensor.bfloat16() for name, tensor in load_weights(stored / "model.safetensors").items()}
+    save_weights(halved, stored / "model.safetensors", {"format": "pt"})
+    train = {"lora": {"rank": 2, "alpha": 4}, "dtype": "bfloat16", "learning_rate": 1e-4}
+    path = recipe(pivot=str(stored), train=train, **FAST)
+    assert consilience("fuse", path, "--out", tmp_path / "run").code == 0
+    target = load_weights(tmp_path / "run" / "train" / "fused_wren" / "model.safetensors")
+    assert {tensor.dtype for tensor in target.values()} == {torch.float32}
+    changes = {name: target[name] - halved[name].float() for name in halved}
+    # What LoRA leaves alone is the pivot's own number; what it changes would be lost in bfloat16.
+    assert {name for name, change in changes.items() if change.any()} == {name for name in halved if "_proj" in name}
+    lost = sum(
+        int(((change != 0) & (target[name].bfloat16() == halved[name])).sum()) for name, change in changes.items()
+    )
+    assert lost > 0.5 * sum(int((change != 0).sum()) for change in changes.values())
+
+
 def test_accumulated_micro_batches_learn_like_one_batch(recipe, consilience, run, tmp_path):
     assert consilience("fuse", recipe(train={"micro_batch_size": 2}, **FAST), "--out", tmp_path / "run").code == 0
     for whole, halves in zip(curve(run, "fused_wren"), curve(tmp_path / "run", "fused_wren"), strict=True):

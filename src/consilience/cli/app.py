@@ -67,15 +67,28 @@ def fuse(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; ready ones are in recipes/.")],
     out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Rehearse it in a minute: tiny random models of the same architectures.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what every stage will take: disk, memory, FLOPs.")
+    ] = False,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="With --dry-run: 10^12 FLOPs a second that your machine sustains.")
+    ] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Fuse chat models: represent, align, train pairwise, merge, evaluate, report."""
     from consilience.cli.progress import watching
 
+    if dry_run:
+        _print_forecast(recipe, out, overrides, tflops, as_json)
+        return
+
     with watching() as on_progress:
         from consilience.pipelines.fuse import fuse_recipe
 
-        result = fuse_recipe(recipe, out, overrides, on_progress=on_progress)
+        result = fuse_recipe(recipe, out, overrides, debug=debug, on_progress=on_progress)
     _print_fusion(result, as_json)
 
 
@@ -98,6 +111,14 @@ def demo(
 
 for command in (align, compare, merge, power):
     app.command()(command)
+
+
+def _print_forecast(recipe: Path, out: Path, overrides: list[str], tflops: float, as_json: bool) -> None:
+    from consilience.cli.tables import forecast_table
+    from consilience.pipelines.forecast import forecast_recipe
+
+    found = forecast_recipe(recipe, out, overrides).to_json()
+    print(json.dumps(found) if as_json else forecast_table(found, tflops))
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

@@ -38,7 +38,9 @@ class RepresentSettings(Settings):
 
     top_k: int = Field(10, ge=1, description="candidates kept per position")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    template: Literal["native", "pivot"] = Field("native", description="whose chat template the sources read")
+    template: Literal["native", "pivot", "text"] = Field(
+        "native", description="whose chat template the sources read; text: none, for base models on plain texts"
+    )
     max_tokens: int = Field(2048, ge=2)
     batch_tokens: int = Field(8192, ge=1)
     shard_conversations: int = Field(512, ge=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 from consilience.errors import ConfigError, DataError
 from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings, Places
-from consilience.records import Conversation, conversation_of, read_conversations, row_of
+from consilience.records import Conversation, Message, conversation_of, read_conversations, read_rows, row_of
 from consilience.rng import stream
 
 
@@ -38,6 +40,9 @@ def fingerprint_of_data_set(data: DataSettings) -> str:
 
 
 def _from_file(name: str, settings: DataSettings | HeldOutSettings, places: Places) -> list[Conversation]:
+    if isinstance(settings, DataSettings) and settings.text_key:
+        rows = islice(read_rows(places.file(name)), settings.limit)
+        return [_text(row, settings, where, index) for index, (where, row) in enumerate(rows)]
     chats = read_conversations(places.file(name), group_key=settings.group_key, limit=settings.limit)
     return _checked(chats, name, settings)
 
@@ -59,11 +64,22 @@ def _from_data_set(data: DataSettings) -> list[Conversation]:
         raise DataError(
             f"data.path {data.path!r} is no file, and no data set can be loaded by that name: {reason}"
         ) from None
-    chats = [
-        conversation_of(row, where=f"{data.path}[{data.split}], row {number}", index=number, group_key=data.group_key)
-        for number, row in enumerate(rows)
-    ]
+    chats = []
+    for number, row in enumerate(rows):
+        where = f"{data.path}[{data.split}], row {number}"
+        if data.text_key:
+            chats.append(_text(row, data, where, number))
+        else:
+            chats.append(conversation_of(row, where=where, index=number, group_key=data.group_key))
     return _checked(chats, data.path, data)
+
+
+def _text(row: Any, data: DataSettings, where: str, index: int) -> Conversation:
+    """A plain text as one reply without a prompt."""
+    text = row.get(data.text_key) if isinstance(row, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: no text in the field {data.text_key!r} (data.text_key).")
+    return Conversation(str(index), (Message("assistant", text),), str(row.get(data.group_key, "")))
 
 
 def _checked(chats: list[Conversation], where: str, settings: DataSettings | HeldOutSettings) -> list[Conversation]:

@@ -46,6 +46,7 @@ from consilience.models import ChatModel, load_model, load_tokenizer, sample_gre
 from consilience.pipelines.card import model_card
 from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
 from consilience.pipelines.recipe import FuseRecipe, Places, target_of
+from consilience.pipelines.rehearsal import make_rehearsal, rehearsed
 from consilience.pipelines.results import Evaluation, summarize
 from consilience.pipelines.targets import Target, targets_of
 from consilience.pipelines.tiny import make_tiny_world
@@ -58,6 +59,8 @@ from consilience.weights import Checkpoint, copy_companions, write_checkpoint
 
 OnProgress = Callable[[str, int, int], None]
 PIVOT = "pivot"
+# A text as base models are trained on it: between the tokens that begin and end one, where a tokenizer has them.
+PLAIN_TEXT = "{{ bos_token or '' }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token or '' }}"
 FIRST_SOURCE = 1  # the number of the first source among the teachers of a target
 
 
@@ -72,31 +75,57 @@ class FuseResult:
 
 
 def fuse_recipe(
-    path: Path, out: Path, overrides: Sequence[str] = (), *, on_progress: OnProgress = lambda what, done, total: None
+    path: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    debug: bool = False,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> FuseResult:
     """Runs the recipe at `path` into the run folder `out`, or goes on with the run that is there.
 
+    `debug` rehearses it: the same path on tiny random models of the same architectures, in about a minute.
     Raises `ConfigError`, `DataError` or `BackendError` for what the user can put right.
     """
     recipe = load_recipe(path, FuseRecipe, overrides)
     places = Places(path.parent, out)
     conversations_at_once(recipe.train)  # refused now, not after hours of representing
+    make_tiny = _maker_of_tiny(recipe, places, on_progress, debug=debug)
+    if debug:
+        recipe = rehearsed(recipe, places)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    settings = recipe.model_dump(mode="json", exclude={"title", "note"})
-    with open_run(out, settings, _fingerprints(recipe, places)) as run:
-        return _Fusion(recipe, places, run, on_progress).carry_out()
+    settings = recipe.model_dump(mode="json", exclude={"title", "note", "assumed"})
+    with open_run(out, settings, _fingerprints(recipe, places, made_here=make_tiny is not None)) as run:
+        return _Fusion(recipe, places, run, make_tiny, on_progress).carry_out()
 
 
-def _fingerprints(recipe: FuseRecipe, places: Places) -> dict[str, str]:
+def _maker_of_tiny(
+    recipe: FuseRecipe, places: Places, on_progress: OnProgress, *, debug: bool
+) -> Callable[[Path], None] | None:
+    """What makes the models and files that the run makes itself, if it does."""
+    if debug:
+        return lambda folder: make_rehearsal(recipe, places, folder, on_progress)
+    if recipe.tiny is None:
+        return None
+    tiny = recipe.tiny
+    return lambda folder: make_tiny_world(
+        folder,
+        seed=tiny.seed,
+        steps_scale=tiny.steps_scale,
+        on_progress=lambda what, done, total: on_progress(f"tiny {what}", done, total),
+    )
+
+
+def _fingerprints(recipe: FuseRecipe, places: Places, *, made_here: bool) -> dict[str, str]:
     """A hash of every model and file that the recipe names; the run's own tiny world follows from its seed."""
     models = {"pivot": recipe.pivot, **{f"sources.{name}": path for name, path in recipe.sources.items()}}
     files = {"data": recipe.data.path, **{f"tasks.{name}": task.path for name, task in recipe.tasks.items()}}
     if recipe.held_out.path:
         files["held_out"] = recipe.held_out.path
-    made_here = [name for name in (*models.values(), *files.values()) if places.is_made_here(name)]
-    if made_here and recipe.tiny is None:
-        raise ConfigError(f"the recipe names {made_here[0]!r} but has no 'tiny:' block that makes it.")
+    tiny = [name for name in (*models.values(), *files.values()) if places.is_made_here(name)]
+    if tiny and not made_here:
+        raise ConfigError(f"the recipe names {tiny[0]!r} but has no 'tiny:' block that makes it.")
     found = {key: places.model(name) for key, name in models.items() if not places.is_made_here(name)}
     for key, name in files.items():
         file = places.file(name)
@@ -117,13 +146,21 @@ def _fingerprints(recipe: FuseRecipe, places: Places) -> dict[str, str]:
 class _Fusion:
     """One run of a recipe: the stages, in order, and the few things they share."""
 
-    def __init__(self, recipe: FuseRecipe, places: Places, run: RunFolder, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        recipe: FuseRecipe,
+        places: Places,
+        run: RunFolder,
+        make_tiny: Callable[[Path], None] | None,
+        on_progress: OnProgress,
+    ) -> None:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
+        self.make_tiny = make_tiny
         self.tokenizers: dict[str, Any] = {}  # by model; some take a second to read
 
     def carry_out(self) -> FuseResult:
-        if self.recipe.tiny is not None:
-            self.run.stage("tiny", self._make_tiny)
+        if self.make_tiny is not None:
+            self.run.stage("tiny", self.make_tiny)
         self.train_chats, self.held_out = read_chats(self.recipe, self.places)
         self.questions = {
             name: read_questions(self.places.file(task.path), match=task.match, limit=task.limit)
@@ -143,15 +180,6 @@ class _Fusion:
         return self._hand_over(evaluations)
 
     # -- what goes in ----------------------------------------------------------------------------------------------
-
-    def _make_tiny(self, folder: Path) -> None:
-        assert self.recipe.tiny is not None
-        make_tiny_world(
-            folder,
-            seed=self.recipe.tiny.seed,
-            steps_scale=self.recipe.tiny.steps_scale,
-            on_progress=lambda what, done, total: self.on_progress(f"tiny {what}", done, total),
-        )
 
     def _refuse_unusable(self) -> None:
         """A model without weights, chat template or enough tokens is refused before hours are spent on the others."""
@@ -181,6 +209,8 @@ class _Fusion:
 
     def _read_tokenizer(self, name: str) -> Any:
         tokenizer = load_tokenizer(self.paths[name], code=self.recipe.trust_remote_code)
+        if self.recipe.represent.template == "text":
+            tokenizer.chat_template = PLAIN_TEXT
         if self.recipe.represent.template == "pivot" and not tokenizer.chat_template and name != PIVOT:
             tokenizer.chat_template = self._pivot_template()  # a base model may be a source, too
         return tokenizer
@@ -255,11 +285,11 @@ class _Fusion:
         replies = self._sample(target, chosen) if target.sampled else None
 
         def make(folder: Path) -> None:
-            pivot = self._load(PIVOT, place=False)  # Trainer knows which GPU is this process's
+            pivot = self._load(PIVOT, self._trained_dtype(), place=False)  # Trainer knows which GPU is this process's
             links = [self.matches[name].link(target.vocabulary) for name in target.sources]
             examples = self._sampled_examples(replies) if replies is not None else self._fusion_examples(chosen)
             model, curve = train(
-                pivot.model.float().train(),  # bfloat16 training is autocast over float32 weights
+                pivot.model.train(),
                 examples,
                 collate,
                 fusion_objective(
@@ -280,6 +310,12 @@ class _Fusion:
                 finish(folder)
 
         return self.run.stage(f"train/{target.name}", make, together=True)
+
+    def _trained_dtype(self) -> str:
+        """float32, over which bfloat16 training is autocast; a pivot that LoRA leaves as it is may stay in bfloat16."""
+        stored = {*Checkpoint(self.paths[PIVOT]).dtypes.values()}
+        frozen = self.recipe.train.lora is not None and self.recipe.train.dtype == "bfloat16"
+        return "bfloat16" if frozen and stored == {torch.bfloat16} else "float32"
 
     def _fusion_examples(self, chosen: Path) -> FusionExamples:
         tokenizer, limit = self._tokenizer(PIVOT), self.representations[PIVOT].max_tokens

@@ -34,6 +34,7 @@ class DataSettings(Settings):
     path: str
     split: str = "train"
     group_key: str = Field("group", description="the field that names a chat's data set or skill")
+    text_key: str | None = Field(None, description="plain texts in place of chats: the field that holds one")
     limit: int | None = Field(None, ge=1)
 
 
@@ -74,6 +75,15 @@ class TargetSettings(Settings):
     max_new_tokens: int = Field(256, ge=1, description="longest reply sampled for seqkd")
 
 
+class AssumedSettings(Settings):
+    """What a dry run and a rehearsal go by where the hub cannot be asked. A real run reads none of it."""
+
+    architectures: dict[str, str] = Field({}, description="by the name of a model: one of ARCHITECTURES")
+    chats: int | None = Field(None, ge=1, description="in the data")
+    tokens: int = Field(800, ge=2, description="of an average chat, template and prompt included")
+    reply_tokens: int = Field(500, ge=1, description="of them, those of replies")
+
+
 class EvaluateSettings(Settings):
     """How every model of the run is measured."""
 
@@ -103,6 +113,7 @@ class FuseRecipe(Settings):
     merges: dict[str, MergeSettings] = {"sce": MergeSettings(method="sce")}
     tasks: dict[str, TaskSettings] = {}
     evaluate: EvaluateSettings = EvaluateSettings()
+    assumed: AssumedSettings = AssumedSettings()
     result: str | None = Field(None, description="the model that is handed over; default: the first merge")
     seed: int = 0
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: one per core")
@@ -131,6 +142,12 @@ class FuseRecipe(Settings):
             raise ConfigError(
                 f"two models are called {', '.join(doubled)}; every name in a recipe stands for one model"
             )
+        if (self.data.text_key is None) == (self.represent.template == "text"):
+            raise ConfigError(
+                "data.text_key and represent.template: text go together: they are for base models, which read no chats"
+            )
+        if self.represent.template == "text" and "seqkd" in self.targets.controls:
+            raise ConfigError("targets.controls: seqkd needs chats; plain texts have no prompt to answer")
         if self.merges and not self.targets.pairwise:
             raise ConfigError("merges need targets.pairwise: true, because the pairwise targets are what is merged")
         for name, merge in self.merges.items():

@@ -47,6 +47,7 @@ class TrainSettings(Settings):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -113,8 +114,8 @@ def train(
         trainer.sums, trainer.positions = since_last_point["sums"], since_last_point["positions"]
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained: Any = trainer.model
-    if settings.lora:
-        trained = trained.merge_and_unload()
+    if settings.lora:  # in float32: a small update added to bfloat16 weights is often no update at all
+        trained = trained.to("cpu").float().merge_and_unload()
     curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
     return trained.eval(), curve
 
@@ -141,6 +142,8 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         lr_scheduler_type=settings.schedule,
         warmup_steps=int(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.dtype == "bfloat16",
         logging_steps=settings.log_steps,

@@ -25,7 +25,7 @@ def test_the_demonstrations_recipe_is_among_them() -> None:
 
 def test_fusechats_published_settings() -> None:
     # FuseChat (arXiv 2408.07990): 3 epochs, 5e-6 cosine, warm-up 0.03, no weight decay, 128 per step, 0.9 CLM, top 10.
-    recipe = load_recipe(RECIPES[0], FuseRecipe)
+    recipe = load_recipe(RECIPES[0].with_name("fusechat-7b-v2.yaml"), FuseRecipe)
     train = recipe.train
     assert (train.epochs, train.learning_rate, train.warmup, train.weight_decay) == (3, 5e-6, 0.03, 0)
     assert (train.batch_size, train.schedule) == (128, "cosine")
