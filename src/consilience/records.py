@@ -201,3 +201,10 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as parquet
 
     parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+
+
+def printable(text: str) -> str:
+    """`text` with line ends, terminal escapes and direction marks spelt out, so that it can be shown anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

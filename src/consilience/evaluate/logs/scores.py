@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from consilience.errors import DataError
+from consilience.records import printable
 
 
 class Status(StrEnum):
@@ -95,10 +96,3 @@ def field_of(row: Mapping[str, Any], path: str, where: str) -> str:
     if found is None or found == "":
         raise DataError(f"{where}: the field {path!r} to cluster by is empty; every item belongs to one cluster.")
     return printable(str(found))
-
-
-def printable(text: str) -> str:
-    """`text` with line ends, terminal escapes and direction marks spelt out, so that it can be shown anywhere."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -1,0 +1,361 @@
+"""A client of any OpenAI-compatible server. Every request ends in an answer or in a named status; see `Endpoint`."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from consilience.errors import ConfigError
+from consilience.models.endpoint.answer import Answer, Malformed, Status, read_choice
+from consilience.models.endpoint.cache import Amount, AnswerCache, Begin, Spent
+from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, retry_after_s, spread
+from consilience.models.endpoint.request import Request, samples
+from consilience.models.endpoint.settings import EndpointSettings
+from consilience.records import printable
+
+LONGEST_BODY = 1 << 26
+CONNECT_S = 10.0
+TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+TEMPLATE_TOKENS = 64  # what a chat template may put around a message, generously
+HELD_S = 0.05  # between two looks at a request that another thread or process is asking
+LARGEST_N = 64
+LONGEST_REASON = 500
+HIDDEN = "[API key]"
+JSON = {"Content-Type": "application/json"}
+IN_A_ROW = 5  # requests that ran out of retries, one after the other: the server is taken to be gone
+
+Batch = list[tuple[int, Request]]  # requests that differ by their sample only, with their places among all
+
+
+@dataclass(eq=False)
+class Failed(Exception):
+    """One attempt that brought no answer."""
+
+    reason: str
+    again: bool = False  # worth another attempt
+    for_all: bool = False  # no other request can succeed either
+    charged: bool = False  # the server may have written (and charged for) an answer that did not arrive
+    refused: bool = False
+    wait_s: float | None = None
+
+
+class Said(NamedTuple):
+    """A body with status 200, read."""
+
+    model: str
+    answers: list[Answer]
+
+
+class Endpoint:
+    """A model behind a server; ask it from one thread or several, and close it (or use `with`).
+
+    Answers are kept in `cache` (a file; in memory without one) as soon as they arrive, and are never asked for again.
+    `on_note` is told once about each thing that the server does otherwise than asked.
+    Raises `ConfigError` when the API key is missing. The key is sent to `settings.url` and is written nowhere.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        cache: Path | None = None,
+        jitter: Callable[[str, int], float] = spread,
+        on_note: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        self.settings = settings
+        self._key = settings.api_key()
+        self._cache = AnswerCache(cache)
+        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
+        self._jitter, self._on_note = jitter, on_note
+        self._http = httpx.Client(
+            base_url=settings.url,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)),
+            limits=httpx.Limits(max_connections=settings.concurrency),
+            follow_redirects=False,  # a redirect would carry prompts to a server that nobody named
+            trust_env=not settings.is_loopback,  # the user's own proxy and certificates
+        )
+        self._notes: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self._closed = ""  # why no request can succeed any more
+        self._failed_in_a_row = 0
+        self._ignores_n = False
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes connections and cache."""
+        self._http.close()
+        self._cache.close()
+
+    @property
+    def spent(self) -> Spent:
+        """What was paid, over all runs with this cache."""
+        return self._cache.spent
+
+    @property
+    def notes(self) -> list[str]:
+        """What the server does otherwise than asked, for the report."""
+        return list(self._notes)
+
+    def ask(
+        self, requests: Sequence[Request], *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Answer]:
+        """The answers, in the order of the requests."""
+        answers: dict[int, Answer] = {}
+        for place, answer in self.each(requests):
+            answers[place] = answer
+            on_progress(len(answers), len(requests))
+        return [answers[place] for place in range(len(requests))]
+
+    def sample(self, request: Request, n: int) -> list[Answer]:
+        """`n` replies to one request, in one call where the server takes `n`."""
+        return self.ask(samples(request, n))
+
+    def each(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
+        """`(place, answer)` of every request as it arrives; requests are drawn from the iterable as they are needed.
+
+        Neighbours that differ by their sample only go out as one call. When the caller stops early, or Ctrl-C is
+        pressed, nothing new is begun, and the answers that are under way are waited for and kept.
+        """
+        stop = threading.Event()
+        self._closed, self._failed_in_a_row = "", 0
+        pool = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="endpoint")
+        pending: dict[Future[list[Answer]], Batch] = {}
+        try:
+            for batch in _batches(requests):
+                pending[pool.submit(self._answer, [request for _, request in batch], stop)] = batch
+                if len(pending) >= 2 * self.settings.concurrency:
+                    yield from _arrived(pending)
+            while pending:
+                yield from _arrived(pending)
+        finally:
+            stop.set()
+            if under_way := sum(future.running() for future in pending):
+                self._on_note(f"waiting for {under_way} answers that are paid for")
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, batch: Sequence[Request], stop: threading.Event) -> list[Answer]:
+        """The answers to a batch, from the cache or in as many calls as it takes."""
+        keys = [request.key(self.settings.url, self.settings.model) for request in batch]
+        answers = self._cache.get(keys)
+        alone = False
+        while missing := [place for place, key in enumerate(keys) if key not in answers]:
+            asked = missing[:1] if alone or self._ignores_n else missing
+            found = self._call(batch[asked[0]], [keys[place] for place in asked], stop)
+            if alone and Status.API_ERROR not in (answer.status for answer in found.values()):
+                self._ask_one_by_one("refuses")
+            alone = alone or not found
+            answers |= found
+        return [answers[key] for key in keys]
+
+    def _call(self, request: Request, keys: Sequence[str], stop: threading.Event) -> dict[str, Answer]:
+        """Answers to samples of `request`, the first of which is its own; to none if the server refuses several."""
+        most = self._most(request, len(keys))
+        about = most.completion_tokens + request.prompt_bytes() // 4  # for the rate, which is no promise
+        failed = Failed("")
+        for attempt in range(self.settings.retries + 1):
+            if self._closed:
+                return _all(keys, Status.API_ERROR, f"not asked: {self._closed}")
+            self._pace.wait(about, stop)
+            while (call := self._cache.begin(keys, most, self.settings.budget)) is Begin.HELD:
+                if stop.wait(HELD_S):
+                    raise Stopped
+            if call is Begin.ANSWERED:
+                return self._cache.get(keys)
+            if call is Begin.OVER_BUDGET:
+                return _all(keys, Status.OVER_BUDGET, f"not asked: it might exceed the budget; so far {self.spent}")
+            assert isinstance(call, int)
+            try:
+                said = self._attempt(request, len(keys))
+            except Failed as caught:
+                failed = caught
+                self._cache.fail(call, charged=failed.charged)
+            except BaseException:
+                self._cache.fail(call, charged=True)
+                raise
+            else:
+                return self._keep(call, request, keys, most, said)
+            if not failed.again:
+                break
+            if attempt < self.settings.retries and stop.wait(self._wait_s(keys[0], attempt, failed)):
+                raise Stopped
+        if len(keys) > 1 and not failed.again and not failed.for_all and not failed.refused:
+            return {}
+        self._count_failure(failed)
+        return _all(keys, Status.REFUSED if failed.refused else Status.API_ERROR, failed.reason)
+
+    def _most(self, request: Request, n: int) -> Amount:
+        """The most that `n` replies can cost; a text has no more tokens than bytes."""
+        if self.settings.budget and request.max_tokens is None:
+            raise ConfigError("a budget needs max_tokens: without it a reply may cost any amount.")
+        prompt = request.prompt_bytes() + TEMPLATE_TOKENS * (1 + len(request.messages))
+        completion = n * (request.max_tokens or 0)
+        return Amount(prompt, completion, self._money(prompt, completion))
+
+    def _money(self, prompt_tokens: int, completion_tokens: int) -> float:
+        price = self.settings.price
+        return (price.input * prompt_tokens + price.output * completion_tokens) / 1e6 if price else 0.0
+
+    def _attempt(self, request: Request, n: int) -> Said:
+        """One HTTP request, from sending to the last byte. Raises `Failed`."""
+        body = request.body(self.settings.model, n=n, max_tokens_field=self.settings.max_tokens_field)
+        content, received = json.dumps(body).encode(), bytearray()
+        until = time.monotonic() + self.settings.timeout_s
+        try:
+            with self._http.stream("POST", request.path, content=content, headers=JSON) as response:
+                for chunk in response.iter_bytes():
+                    received += chunk
+                    if time.monotonic() > until:  # a server that sends a byte now and then never times out by itself
+                        raise Failed(f"no whole answer within {self.settings.timeout_s:g} s", again=True, charged=True)
+                    if len(received) > LONGEST_BODY:
+                        raise Failed(f"the answer is longer than {LONGEST_BODY >> 20} MiB", charged=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Failed(self._clean(f"{self.settings.url} cannot be reached ({error})"), again=True) from None
+        except httpx.TimeoutException:
+            raise Failed(f"no answer within {self.settings.timeout_s:g} s", again=True, charged=True) from None
+        except httpx.HTTPError as error:
+            reason = f"the connection broke ({type(error).__name__}: {error})"
+            raise Failed(self._clean(reason), again=True, charged=True) from None
+        text = bytes(received).decode(errors="replace")
+        if self._key:
+            text = text.replace(self._key, HIDDEN)
+        if response.status_code != 200:
+            raise self._refusal(response, text)
+        return _read_body(text)
+
+    def _refusal(self, response: httpx.Response, text: str) -> Failed:
+        """What a status other than 200 means."""
+        code = response.status_code
+        message, kind = _error_in(text)
+        reason = self._clean(f"HTTP {code}: {message}")
+        if response.is_redirect:
+            return Failed(f"HTTP {code}: the server sends elsewhere. Give the URL itself.", for_all=True)
+        if "content_filter" in kind:
+            return Failed(reason, refused=True)
+        if code == 404:
+            reason += f" (model {self.settings.model!r} at {self.settings.url}; the URL often ends in /v1)"
+        if code in (401, 402, 403, 404, 405) or "insufficient_quota" in kind:
+            return Failed(reason, for_all=True)
+        wait_s = retry_after_s(response.headers, time.time())
+        if wait_s is not None and wait_s > self.settings.longest_wait_s:
+            return Failed(f"{reason}; the server asks to wait for {wait_s:.0f} s", for_all=True)
+        return Failed(reason, again=code in TRY_AGAIN, wait_s=wait_s)
+
+    def _wait_s(self, key: str, attempt: int, failed: Failed) -> float:
+        """Seconds before the next attempt. What the server asks for (Retry-After) holds for all requests."""
+        if failed.wait_s is not None:
+            self._pace.hold(failed.wait_s)
+        jitter = self._jitter(key, attempt)
+        return backoff_s(attempt, first=self.settings.backoff_s, longest=self.settings.longest_wait_s, jitter=jitter)
+
+    def _keep(self, call: int, request: Request, keys: Sequence[str], most: Amount, said: Said) -> dict[str, Answer]:
+        """The answers of a call, on the disk before they are returned."""
+        prompt, completion = said.answers[0].prompt_tokens, said.answers[0].completion_tokens
+        if prompt is None or completion is None:
+            self._note("the server states no usage: calls are counted at the most that they can have cost")
+            prompt, completion = most.prompt_tokens, most.completion_tokens
+        money = self._money(prompt, completion)
+        choices = {key: answer.raw for key, answer in zip(keys, said.answers)}
+        self._cache.finish(call, choices, model=said.model, prompt=prompt, completion=completion, money=money)
+        self._failed_in_a_row = 0
+        if len(said.answers) < len(keys):
+            self._ask_one_by_one("ignores")
+        if request.top_logprobs is not None and said.answers[0].tokens is None:
+            self._note("the server gives no log-probabilities, although they were asked for")
+        if said.model and said.model != self.settings.model:
+            self._note(f"the server calls the model that answered {said.model}; asked for was {self.settings.model}")
+        return dict(zip(keys, said.answers))
+
+    def _ask_one_by_one(self, what: str) -> None:
+        if not self._ignores_n:
+            self._ignores_n = True
+            self._note(f"the server {what} n: it is asked once for each sample")
+
+    def _count_failure(self, failed: Failed) -> None:
+        with self._lock:
+            self._failed_in_a_row += failed.again
+            if failed.for_all:
+                self._closed = failed.reason
+            elif self._failed_in_a_row >= IN_A_ROW:
+                self._closed = f"{IN_A_ROW} requests in a row got no answer, the last one because of: {failed.reason}"
+
+    def _note(self, note: str) -> None:
+        note = self._clean(note)
+        with self._lock:
+            new = note not in self._notes
+            self._notes[note] = None
+        if new:
+            self._on_note(note)
+
+    def _clean(self, text: str) -> str:
+        """One line that can be shown anywhere, without the key."""
+        return printable(" ".join((text.replace(self._key, HIDDEN) if self._key else text).split()))
+
+
+def _batches(requests: Iterable[Request]) -> Iterator[Batch]:
+    """Neighbours that ask for successive samples of the same reply."""
+    batch: Batch = []
+    for place, request in enumerate(requests):
+        if batch and (request != replace(batch[-1][1], sample=batch[-1][1].sample + 1) or len(batch) == LARGEST_N):
+            yield batch
+            batch = []
+        batch.append((place, request))
+    if batch:
+        yield batch
+
+
+def _arrived(pending: dict[Future[list[Answer]], Batch]) -> Iterator[tuple[int, Answer]]:
+    """The answers of the calls that are done, which leave `pending`; waits for one at least."""
+    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        places = [place for place, _ in pending.pop(future)]
+        yield from zip(places, future.result())
+
+
+def _all(keys: Sequence[str], status: Status, reason: str) -> dict[str, Answer]:
+    return {key: Answer(status=status, reason=reason) for key in keys}
+
+
+def _read_body(text: str) -> Said:
+    """A body with status 200. Raises `Failed`: what was cut off or has another shape was charged all the same."""
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Failed(f"the answer is not JSON, or was cut off ({error.msg})", again=True, charged=True) from None
+    if not isinstance(body, Mapping):
+        raise Failed("the answer is JSON, but no object", again=True, charged=True)
+    if body.get("error") and not body.get("choices"):  # some gateways send errors with status 200
+        raise Failed(printable(f"an error with status 200: {_error_in(text)[0]}"), again=True)
+    choices, usage, model = body.get("choices"), body.get("usage"), str(body.get("model") or "")
+    if not isinstance(choices, list) or not choices:
+        raise Failed("the answer has no choices", again=True, charged=True)
+    try:
+        usage = usage if isinstance(usage, Mapping) else None
+        return Said(model, [read_choice(choice, model=model, usage=usage) for choice in choices])
+    except Malformed as error:
+        raise Failed(f"the answer has an unknown shape: {error}", again=True, charged=True) from None
+
+
+def _error_in(text: str) -> tuple[str, str]:
+    """Message and kind of an error, in OpenAI's shape or FastAPI's; else the beginning of the body."""
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError:
+        body = {}
+    error = (body.get("error") or body.get("detail") or body) if isinstance(body, Mapping) else body
+    if isinstance(error, Mapping):
+        kind = f"{error.get('code')} {error.get('type')}"
+        return str(error.get("message") or text)[:LONGEST_REASON], kind
+    return str(error or text)[:LONGEST_REASON], ""
