@@ -86,7 +86,6 @@ def test_pure_rooms_touch_no_file_network_or_clock(path: Path) -> None:
         "import consilience.stats",
         "import consilience.records, consilience.config, consilience.run",
         "import consilience.align, consilience.models",
-        "import consilience.align",
         "import consilience.models.endpoint",
         "import consilience.evaluate.logs, consilience.evaluate.comparison, consilience.report",
         "import sys; sys.argv = ['consilience', '--help']\n"

@@ -1,29 +1,18 @@
-<<<<<<< HEAD
 """Chat models: load them in this process (transformers), score the replies of a text, sample replies.
 
-`Sampler` is what answers chats, in this process or on a server; it and its settings load no torch.
+`Sampler` is what answers chats, in this process or on a server; it and its settings load no torch, and neither does
+`models.endpoint`, the client of any OpenAI-compatible server.
 """
 
-=======
-"""Chat models: in this process (transformers: load, score the replies of a text, sample a reply), and behind any
-OpenAI-compatible HTTP API (`models.endpoint`, which needs no torch)."""
-
->>>>>>> f454a45 (A client of OpenAI-compatible servers: every request ends in an answer or a named status, nothing paid is lost)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
 from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampler, Sampling
 
 if TYPE_CHECKING:
     from consilience.models.load import ChatModel, context_of, load_model, load_tokenizer, vocabulary_size
     from consilience.models.sample import LocalSampler, sample_greedily, sample_replies
-=======
-if TYPE_CHECKING:
-    from consilience.models.load import ChatModel, context_of, load_model, load_tokenizer, vocabulary_size
-    from consilience.models.sample import sample_greedily
->>>>>>> f454a45 (A client of OpenAI-compatible servers: every request ends in an answer or a named status, nothing paid is lost)
     from consilience.models.score import ReplyScores, score_replies
 
 __all__ = [
@@ -46,11 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-<<<<<<< HEAD
     """What runs a model is imported when it is asked for: whoever asks a server must not wait for torch."""
-=======
-    """What runs a model is imported when it is asked for: a client of an endpoint must not wait for torch."""
->>>>>>> f454a45 (A client of OpenAI-compatible servers: every request ends in an answer or a named status, nothing paid is lost)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from consilience.models import load, sample, score
