@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from consilience.config import parse
 from consilience.errors import ConfigError, DataError
+from consilience.models import Prompt, ReplyStatus, Sampling
 from consilience.models.endpoint import Answer, Endpoint, EndpointSettings, Request, Status, samples
 from consilience.records import Message
 from fake_endpoint import Json, Reply, choices, echo, fake_server
@@ -263,9 +264,9 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 def test_samples_are_one_call(tmp_path: Path) -> None:
     with fake_server(lambda b, n: Reply(choices(*"abcd"[: b.get("n", 1)]))) as server:
         with endpoint(server.url, tmp_path / "a.sqlite") as client:
-            assert texts(client.sample(questions(1)[0], 3)) == ["a", "b", "c"]
+            assert texts(client.ask(samples(questions(1)[0], 3))) == ["a", "b", "c"]
             # Of five, three are there already.
-            assert texts(client.sample(questions(1)[0], 5)) == ["a", "b", "c", "a", "b"]
+            assert texts(client.ask(samples(questions(1)[0], 5))) == ["a", "b", "c", "a", "b"]
             assert not client.notes
         assert [asked.body.get("n") for asked in server.asked] == [3, 2]
 
@@ -280,7 +281,7 @@ def test_a_server_without_n_is_asked_once_a_sample(refuses: bool) -> None:
     notes: list[str] = []
     with fake_server(behave) as server, endpoint(server.url, on_note=notes.append, concurrency=1) as client:
         for request in questions(2, seed=7):
-            assert texts(client.sample(request, 3)) == ["seed 7", "seed 8", "seed 9"]
+            assert texts(client.ask(samples(request, 3))) == ["seed 7", "seed 8", "seed 9"]
         assert len(server.asked) == (7 if refuses else 6)
     assert len(notes) == 1
     assert "asked once for each sample" in notes[0]
@@ -293,6 +294,26 @@ def test_missing_log_probabilities_are_said() -> None:
         assert server.asked[0].body["logprobs"] is True
         assert client.notes == ["the server gives no log-probabilities, although they were asked for"]
     assert [answer.tokens for answer in answers] == [None] * 3
+
+
+def test_an_endpoint_is_a_sampler() -> None:
+    def behave(body: Json, nth: int) -> Reply:
+        said = body["messages"][-1]["content"]
+        if said == "filtered":
+            return Reply(choices("", finish="content_filter"))
+        return Reply(choices("", "long", finish="length" if said == "long" else "stop"))
+
+    prompts = [Prompt(said, (Message("user", said),)) for said in ("short", "long", "filtered")]
+    with fake_server(behave) as server, endpoint(server.url) as client:
+        sampling = Sampling(temperature=0.5, top_k=3, samples=2, max_new_tokens=9)
+        found = {(reply.id, reply.sample): (reply.status, reply.text) for reply in client.sample(prompts, sampling)}
+    assert found[("short", 0)] == (ReplyStatus.EMPTY, "")
+    assert found[("short", 1)] == (ReplyStatus.OK, "long")
+    assert found[("long", 1)] == (ReplyStatus.TRUNCATED, "long")
+    assert found[("filtered", 0)] == (ReplyStatus.REFUSED, "")
+    body = server.asked[0].body
+    assert (body["n"], body["temperature"], body["top_k"], body["max_tokens"]) == (2, 0.5, 3, 9)
+    assert len({asked.body["seed"] for asked in server.asked if "n" in asked.body}) == 3
 
 
 def test_completions() -> None:

@@ -19,7 +19,9 @@ from consilience.models.endpoint.cache import Amount, AnswerCache, Begin, Spent
 from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, retry_after_s, spread
 from consilience.models.endpoint.request import Request, samples
 from consilience.models.endpoint.settings import EndpointSettings
+from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampling
 from consilience.records import printable
+from consilience.rng import seed_of
 
 LONGEST_BODY = 1 << 26
 CONNECT_S = 10.0
@@ -31,6 +33,14 @@ LONGEST_REASON = 500
 HIDDEN = "[API key]"
 JSON = {"Content-Type": "application/json"}
 IN_A_ROW = 5  # requests that ran out of retries, one after the other: the server is taken to be gone
+
+ENDED = {
+    Status.OK: ReplyStatus.OK,
+    Status.TRUNCATED: ReplyStatus.TRUNCATED,
+    Status.REFUSED: ReplyStatus.REFUSED,
+    Status.API_ERROR: ReplyStatus.ERROR,
+    Status.OVER_BUDGET: ReplyStatus.NOT_ASKED,
+}
 
 Batch = list[tuple[int, Request]]  # requests that differ by their sample only, with their places among all
 
@@ -55,7 +65,7 @@ class Said(NamedTuple):
 
 
 class Endpoint:
-    """A model behind a server; ask it from one thread or several, and close it (or use `with`).
+    """A model behind a server, which is a `models.Sampler` too; ask it from several threads, and close it (or use `with`).
 
     Answers are kept in `cache` (a file; in memory without one) as soon as they arrive, and are never asked for again.
     `on_note` is told once about each thing that the server does otherwise than asked.
@@ -120,9 +130,20 @@ class Endpoint:
             on_progress(len(answers), len(requests))
         return [answers[place] for place in range(len(requests))]
 
-    def sample(self, request: Request, n: int) -> list[Answer]:
-        """`n` replies to one request, in one call where the server takes `n`."""
-        return self.ask(samples(request, n))
+    @property
+    def name(self) -> str:
+        """The model and where it is."""
+        return f"{self.settings.model} at {self.settings.url}"
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+        """`sampling.samples` replies to every prompt, as they arrive: see `models.Sampler`.
+
+        A prompt's seed depends on `sampling.seed` and its id; whether a server keeps to it is the server's affair.
+        """
+        asked = [(prompt.id, request) for prompt in prompts for request in _requests(prompt, sampling)]
+        for place, answer in self.each(request for _, request in asked):
+            id_, request = asked[place]
+            yield Reply(id_, request.sample, answer.text, _ended(answer), answer.completion_tokens or 0, answer.reason)
 
     def each(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
         """`(place, answer)` of every request as it arrives; requests are drawn from the iterable as they are needed.
@@ -303,6 +324,26 @@ class Endpoint:
     def _clean(self, text: str) -> str:
         """One line that can be shown anywhere, without the key."""
         return printable(" ".join((text.replace(self._key, HIDDEN) if self._key else text).split()))
+
+
+def _requests(prompt: Prompt, sampling: Sampling) -> list[Request]:
+    greedy = sampling.temperature == 0
+    first = Request(
+        messages=prompt.messages,
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
+        stop=sampling.stop,
+        seed=None if greedy else seed_of(sampling.seed, prompt.id) % 2**31,  # servers hold 32 bits, or 31
+        extra={} if greedy or not sampling.top_k else {"top_k": sampling.top_k},  # not OpenAI's, but most others'
+    )
+    return samples(first, sampling.samples)
+
+
+def _ended(answer: Answer) -> ReplyStatus:
+    if answer.status == Status.OK and not answer.text.strip():
+        return ReplyStatus.EMPTY
+    return ENDED[answer.status]
 
 
 def _batches(requests: Iterable[Request]) -> Iterator[Batch]:
