@@ -65,7 +65,7 @@ class Said(NamedTuple):
 
 
 class Endpoint:
-    """A model behind a server, which is a `models.Sampler` too; ask it from several threads, and close it (or use `with`).
+    """A model behind a server; also a `models.Sampler`. May be asked by several threads; to be closed (use `with`).
 
     Answers are kept in `cache` (a file; in memory without one) as soon as they arrive, and are never asked for again.
     `on_note` is told once about each thing that the server does otherwise than asked.
@@ -143,7 +143,9 @@ class Endpoint:
         asked = [(prompt.id, request) for prompt in prompts for request in _requests(prompt, sampling)]
         for place, answer in self.each(request for _, request in asked):
             id_, request = asked[place]
-            yield Reply(id_, request.sample, answer.text, _ended(answer), answer.completion_tokens or 0, answer.reason)
+            # A server counts the tokens of a call, not those of each sample.
+            tokens = (answer.completion_tokens or 0) if sampling.samples == 1 else 0
+            yield Reply(id_, request.sample, answer.text, _ended(answer), tokens, answer.reason)
 
     def each(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
         """`(place, answer)` of every request as it arrives; requests are drawn from the iterable as they are needed.
