@@ -1,7 +1,7 @@
 """The run folder: what was asked, with which inputs and versions; stages that are made once; never half a file.
 
     RUN/run.json          settings, fingerprints of the inputs, versions: what must agree before a run is resumed
-    RUN/<stage>/          a finished stage; `stage.json` in it holds the seconds it took
+    RUN/<stage>/          a finished stage; `stage.json` in it: the seconds it took, the key of what it follows from
     RUN/<stage>.partial/  a stage in the making; the same command goes on from what is in it
     RUN/events.jsonl      one line per stage finished
 
@@ -16,8 +16,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,17 @@ BESIDE_STAGES = ("run.lock", f"{RECORD}.partial")  # what a command that was kil
 class RunFolder:
     """A run on disk. Stages are made through `stage`; everything else in the folder is written whole or not at all."""
 
-    def __init__(self, path: Path, rank: int = 0) -> None:
+    def __init__(self, path: Path, rank: int = 0, others: Sequence[Path] = ()) -> None:
         self.path = path
         self.leads = rank == 0  # of several processes the first one writes
+        self.others = others
 
-    def stage(self, name: str, make: Callable[[Path], None], *, together: bool = False) -> Path:
+    def stage(self, name: str, make: Callable[[Path], None], *, key: str = "", together: bool = False) -> Path:
         """The folder of stage `name`, made by `make(partial_folder)` unless it is there already.
 
         `make` may be called again on a partial folder that an earlier, killed call left: it goes on from there.
+        A stage of the same name and `key` in one of the `others` is taken from there: its files are linked, or copied
+        to another disk. The key is a hash of all that the stage follows from; without one nothing is taken.
         Of several processes (`accelerate launch`) the first one makes a stage and the others wait for it, unless all
         make it `together`.
         """
@@ -50,20 +54,33 @@ class RunFolder:
             return final
         partial = final.with_name(final.name + ".partial")
         started = time.monotonic()
-        if self.leads or together:
+        there = self._made_elsewhere(name, key) if key else None
+        if there is not None and self.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(there, partial, copy_function=_link)
+        elif there is None and (self.leads or together):
             partial.mkdir(parents=True, exist_ok=True)
             make(partial)
         if not self.leads:
             while not (final / MARK).is_file():
                 time.sleep(0.1)
             return final
-        seconds = time.monotonic() - started
-        write_json(partial / MARK, {"stage": name, "seconds": round(seconds, 3)})
+        took = {"stage": name, "seconds": round(time.monotonic() - started, 3)}
+        took |= {} if there is None else {"taken_from": str(there)}
+        write_json(partial / MARK, took | ({"key": key} if key else {}))
         _sync_tree(partial)
         partial.rename(final)
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
-            events.write(json.dumps({"stage": name, "seconds": round(seconds, 3), "finished": time.time()}) + "\n")
+            events.write(json.dumps(took | {"finished": time.time()}) + "\n")
         return final
+
+    def _made_elsewhere(self, name: str, key: str) -> Path | None:
+        """The same finished stage of another run, if there is one."""
+        for folder in self.others:
+            mark = folder / name / MARK
+            if mark.is_file() and json.loads(mark.read_text()).get("key") == key:
+                return folder / name
+        return None
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the last, finishing call of every stage, by name, in order of finishing."""
@@ -71,16 +88,38 @@ class RunFolder:
         return {mark["stage"]: mark["seconds"] for mark in marks}
 
 
+def _link(source: str, target: str) -> None:
+    """A second name for a file that is never written to again; a copy where there can be none."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def key_of(**follows_from: Any) -> str:
+    """A hash of what a stage follows from: settings, and the keys or fingerprints of its inputs."""
+    return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
-def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, others: Sequence[Path] = ()
+) -> Iterator[RunFolder]:
     """The run at `path`: made if new, resumed if it was made with the same `settings` and `inputs` (fingerprints).
+
+    Stages that `others`, earlier runs, have made from the same are taken from there.
 
     A run without any stage, because its first command was refused, may still change. Raises `ConfigError` naming every
     setting or input that differs, and when another process holds the run or the folder holds something else. Nothing
     is overwritten in either case.
     """
+    for other in others:
+        if not {"settings", "inputs"} <= _record_of(other).keys():
+            raise ConfigError(
+                f"{other} is no run folder, so nothing can be taken from it. Give the --out of another run."
+            )
     if rank_of_this_process():
-        yield RunFolder(path, rank_of_this_process())  # the first process looks after the folder
+        yield RunFolder(path, rank_of_this_process(), others)  # the first process looks after the folder
         return
     asked = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
     if path.exists() and not path.is_dir():
@@ -100,7 +139,7 @@ def open_run(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str])
             _refuse_changes(path, _record_of(path), asked)
         else:
             write_json(path / RECORD, asked | {"versions": versions()})
-        yield RunFolder(path)
+        yield RunFolder(path, others=others)
 
 
 def rank_of_this_process() -> int:

@@ -324,6 +324,34 @@ def test_lora_on_a_bfloat16_pivot_learns_less_than_bfloat16_resolves(recipe, con
     assert lost > 0.5 * sum(int((change != 0).sum()) for change in changes.values())
 
 
+def test_a_source_is_added_later_without_starting_again(recipe, consilience, world, tmp_path):
+    robin = shutil.copytree(world / "wren", tmp_path / "robin")
+    weights = {name: 1.5 * tensor for name, tensor in load_weights(robin / "model.safetensors").items()}
+    save_weights(weights, robin / "model.safetensors", {"format": "pt"})
+    two = {"wren": str(world / "wren"), "finch": str(world / "finch")}
+    later, first, again = recipe(sources={**two, "robin": str(robin)}), tmp_path / "first", tmp_path / "again"
+    assert consilience("fuse", recipe(sources=two), "--out", first).code == 0
+    assert consilience("fuse", later, "--out", again, "--reuse", first).code == 0
+    events = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
+    assert {event["stage"] for event in events if "taken_from" not in event} == {
+        *("represent/robin", "align/robin", "select/fused_robin", "train/fused_robin", "merge/sce"),
+        *("evaluate/robin", "evaluate/fused_robin", "evaluate/sce", "model"),
+    }
+    assert consilience("fuse", later, "--out", tmp_path / "fresh").code == 0
+    for path in ("model/model.safetensors", "train/fused_robin/model.safetensors", "train/sft/model.safetensors"):
+        assert (again / path).read_bytes() == (tmp_path / "fresh" / path).read_bytes()
+    # Another learning rate trains anew, and keeps what was represented and chosen.
+    assert (
+        consilience(
+            "fuse", later, "--out", tmp_path / "rate", "--reuse", again, "--set", "train.learning_rate=0.1"
+        ).code
+        == 0
+    )
+    events = [json.loads(line) for line in (tmp_path / "rate" / "events.jsonl").read_text().splitlines()]
+    anew = {event["stage"].split("/")[0] for event in events if "taken_from" not in event}
+    assert anew == {"train", "merge", "evaluate", "model"}
+
+
 def test_accumulated_micro_batches_learn_like_one_batch(recipe, consilience, run, tmp_path):
     assert consilience("fuse", recipe(train={"micro_batch_size": 2}, **FAST), "--out", tmp_path / "run").code == 0
     for whole, halves in zip(curve(run, "fused_wren"), curve(tmp_path / "run", "fused_wren"), strict=True):

@@ -50,6 +50,23 @@ def test_the_record_says_what_was_asked_and_with_which_versions(out):
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_a_stage_that_follows_from_the_same_is_taken_from_another_run(out, tmp_path):
+    with open_run(tmp_path / "earlier", SETTINGS, INPUTS) as run:
+        run.stage("train/a", one_file, key="same")
+        run.stage("train/b", one_file, key="other")
+        run.stage("keyless", one_file)
+    earlier, made = contents(tmp_path / "earlier"), []
+    with open_run(out, {"pivot": "q"}, INPUTS, others=[tmp_path / "earlier"]) as run:
+        for name, key in (("train/a", "same"), ("train/b", "same"), ("keyless", "")):
+            run.stage(name, made.append, key=key)
+    assert [folder.name for folder in made] == ["b.partial", "keyless.partial"]
+    assert (out / "train" / "a" / "made.txt").samefile(tmp_path / "earlier" / "train" / "a" / "made.txt")
+    assert json.loads((out / "train" / "a" / "stage.json").read_text())["taken_from"].endswith("earlier/train/a")
+    assert contents(tmp_path / "earlier") == earlier
+    with pytest.raises(ConfigError, match="is no run folder"), open_run(out, SETTINGS, INPUTS, others=[tmp_path]):
+        pass
+
+
 def test_a_stage_is_made_once(out):
     made = []
     with open_run(out, SETTINGS, INPUTS) as run:

@@ -70,6 +70,9 @@ def fuse(
     debug: Annotated[
         bool, typer.Option("--debug", help="Rehearse it in a minute: tiny random models of the same architectures.")
     ] = False,
+    reuse: Annotated[
+        list[Path], typer.Option(metavar="RUN", help="Take what an earlier run made from the same. May be repeated.")
+    ] = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what every stage will take: disk, memory, FLOPs.")
     ] = False,
@@ -88,7 +91,7 @@ def fuse(
     with watching() as on_progress:
         from consilience.pipelines.fuse import fuse_recipe
 
-        result = fuse_recipe(recipe, out, overrides, debug=debug, on_progress=on_progress)
+        result = fuse_recipe(recipe, out, overrides, debug=debug, reuse=reuse, on_progress=on_progress)
     _print_fusion(result, as_json)
 
 

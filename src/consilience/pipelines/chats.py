@@ -33,8 +33,13 @@ def read_chats(recipe: FuseRecipe, places: Places) -> tuple[list[Conversation], 
 
 def fingerprint_of_data_set(data: DataSettings) -> str:
     """A hash of the chats of a `datasets` data set: its name stays the same when its rows change."""
+    return fingerprint_of_chats(_from_data_set(data))
+
+
+def fingerprint_of_chats(chats: Sequence[Conversation]) -> str:
+    """A hash of chats in their order."""
     digest = hashlib.sha256()
-    for chat in _from_data_set(data):
+    for chat in chats:
         digest.update(json.dumps(row_of(chat), default=str).encode())
     return digest.hexdigest()[:16]
 

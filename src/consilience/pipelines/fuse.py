@@ -19,7 +19,7 @@ import torch
 
 from consilience.align import Spelling
 from consilience.chat import Rendered, render, render_prompt, token_bytes
-from consilience.config import load_recipe
+from consilience.config import Settings, load_recipe
 from consilience.errors import ConfigError, DataError
 from consilience.evaluate import (
     Answer,
@@ -44,7 +44,7 @@ from consilience.fuse.match import spelling_of
 from consilience.merge import merge_checkpoints
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, vocabulary_size
 from consilience.pipelines.card import model_card
-from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
+from consilience.pipelines.chats import fingerprint_of_chats, fingerprint_of_data_set, read_chats
 from consilience.pipelines.recipe import FuseRecipe, Places, target_of
 from consilience.pipelines.rehearsal import make_rehearsal, rehearsed
 from consilience.pipelines.results import Evaluation, summarize
@@ -53,7 +53,7 @@ from consilience.pipelines.tiny import make_tiny_world
 from consilience.records import Conversation, Message, read_conversations, read_rows, row_of, write_jsonl
 from consilience.report import write_fusion_report
 from consilience.rng import seed_of
-from consilience.run import RunFolder, fingerprint, open_run, write_json, write_text
+from consilience.run import RunFolder, fingerprint, key_of, open_run, write_json, write_text
 from consilience.train import conversations_at_once, finish, train
 from consilience.weights import Checkpoint, copy_companions, write_checkpoint
 
@@ -80,10 +80,12 @@ def fuse_recipe(
     overrides: Sequence[str] = (),
     *,
     debug: bool = False,
+    reuse: Sequence[Path] = (),
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> FuseResult:
     """Runs the recipe at `path` into the run folder `out`, or goes on with the run that is there.
 
+    Stages that the runs `reuse` have made from the same settings and inputs are taken from there.
     `debug` rehearses it: the same path on tiny random models of the same architectures, in about a minute.
     Raises `ConfigError`, `DataError` or `BackendError` for what the user can put right.
     """
@@ -96,7 +98,8 @@ def fuse_recipe(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     settings = recipe.model_dump(mode="json", exclude={"title", "note", "assumed"})
-    with open_run(out, settings, _fingerprints(recipe, places, made_here=make_tiny is not None)) as run:
+    inputs = _fingerprints(recipe, places, made_here=make_tiny is not None)
+    with open_run(out, settings, inputs, others=reuse) as run:
         return _Fusion(recipe, places, run, make_tiny, on_progress).carry_out()
 
 
@@ -157,6 +160,7 @@ class _Fusion:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
         self.make_tiny = make_tiny
         self.tokenizers: dict[str, Any] = {}  # by model; some take a second to read
+        self.keys: dict[str, str] = {}  # of models and chats, and of the stages that follow from them
 
     def carry_out(self) -> FuseResult:
         if self.make_tiny is not None:
@@ -169,6 +173,8 @@ class _Fusion:
         self.paths = {PIVOT: self.places.model(self.recipe.pivot)} | {
             name: self.places.model(path) for name, path in self.recipe.sources.items()
         }
+        self.keys = {name: fingerprint(path) for name, path in self.paths.items()}
+        self.keys |= {"chats": fingerprint_of_chats(self.train_chats), "held out": fingerprint_of_chats(self.held_out)}
         self._refuse_unusable()
         self.representations = {name: self._represent(name) for name in self.paths}
         self.matches = {name: self._align(name) for name in self.recipe.sources}
@@ -176,8 +182,26 @@ class _Fusion:
         pairwise = [trained[target_of(source)] for source in self.recipe.sources if self.recipe.targets.pairwise]
         merged = {name: self._merge(name, pairwise) for name in self.recipe.merges}
         self.paths |= trained | merged
+        self.keys |= {name: self.keys[f"train/{name}"] for name in trained}
+        self.keys |= {name: self.keys[f"merge/{name}"] for name in merged}
         evaluations = {name: self._evaluate(name) for name in self.paths}
         return self._hand_over(evaluations)
+
+    def _stage(
+        self,
+        name: str,
+        make: Callable[[Path], None],
+        *,
+        after: Sequence[str] = (),
+        settings: Sequence[Any] = (),
+        together: bool = False,
+    ) -> Path:
+        """The folder of stage `name`, which follows from `settings` and from what `after` names, and nothing else."""
+        self.keys[name] = key_of(
+            settings=[one.model_dump(mode="json") if isinstance(one, Settings) else one for one in settings],
+            after={one: self.keys[one] for one in after},
+        )
+        return self.run.stage(name, make, key=self.keys[name], together=together)
 
     # -- what goes in ----------------------------------------------------------------------------------------------
 
@@ -239,7 +263,14 @@ class _Fusion:
                 on_progress=functools.partial(self.on_progress, f"represent {name}"),
             )
 
-        return Representation(self.run.stage(f"represent/{name}", make))
+        template = [PIVOT] if settings.template == "pivot" else []
+        stage = self._stage(
+            f"represent/{name}",
+            make,
+            after=["chats", name, *template],
+            settings=[settings, self.recipe.trust_remote_code],
+        )
+        return Representation(stage)
 
     def _align(self, name: str) -> Match:
         def make(folder: Path) -> None:
@@ -255,7 +286,8 @@ class _Fusion:
             )
             self.on_progress(f"align {name}", 1, 1)
 
-        return Match(self.run.stage(f"align/{name}", make))
+        pair = [PIVOT, name, f"represent/{PIVOT}", f"represent/{name}"]
+        return Match(self._stage(f"align/{name}", make, after=pair, settings=[self.recipe.align]))
 
     def _spellings(self, source: str) -> tuple[Spelling, Spelling] | None:
         """How pivot and source write their tokens, if the sequence alignment goes by that."""
@@ -276,7 +308,13 @@ class _Fusion:
             select(self.representations[PIVOT], sources, groups, target.select, folder)
             self.on_progress(f"select {target.name}", 1, 1)
 
-        return self.run.stage(f"select/{target.name}", make)
+        inputs = [f"{verb}/{source}" for source in target.sources for verb in ("represent", "align")]
+        return self._stage(
+            f"select/{target.name}",
+            make,
+            after=["chats", f"represent/{PIVOT}", *inputs],
+            settings=[target.select, target.vocabulary, target.sources],
+        )
 
     # -- train -----------------------------------------------------------------------------------------------------
 
@@ -309,7 +347,19 @@ class _Fusion:
                 write_json(folder / "curve.json", curve)
                 finish(folder)
 
-        return self.run.stage(f"train/{target.name}", make, together=True)
+        return self._stage(
+            f"train/{target.name}",
+            make,
+            after=[PIVOT, "chats", f"select/{target.name}", *([f"sample/{target.name}"] if target.sampled else [])],
+            settings=[
+                self.recipe.train,
+                target.loss,
+                self.recipe.chunk_temperature,
+                self.recipe.seed,
+                self.recipe.threads,
+            ],
+            together=True,
+        )
 
     def _trained_dtype(self) -> str:
         """float32, over which bfloat16 training is autocast; a pivot that LoRA leaves as it is may stay in bfloat16."""
@@ -365,7 +415,13 @@ class _Fusion:
             write_jsonl(folder / "chats.jsonl", (row_of(replace(chats[i], extra={})) for i in self._learnt()))
             write_json(folder / "kept_gold.json", kept_gold)
 
-        return read_conversations(self.run.stage(f"sample/{target.name}", make) / "chats.jsonl")
+        stage = self._stage(
+            f"sample/{target.name}",
+            make,
+            after=[PIVOT, *target.sources, f"select/{target.name}"],
+            settings=[self.recipe.represent, self.recipe.targets.max_new_tokens],
+        )
+        return read_conversations(stage / "chats.jsonl")
 
     def _replies_of(self, source: str, winners: Sequence[str | None]) -> Iterator[tuple[int, str, bool]]:
         """`(index, reply, cut_off)`: what the source answers where it wins, by index of the training chat."""
@@ -397,7 +453,8 @@ class _Fusion:
                 replace=True,  # what a killed call left in this partial folder
             )
 
-        return self.run.stage(f"merge/{name}", make)
+        tuned = [f"train/{target_of(source)}" for source in self.recipe.sources]
+        return self._stage(f"merge/{name}", make, after=[PIVOT, *tuned], settings=[self.recipe.merges[name]])
 
     def _merge_base(self, target: Path) -> Path:
         """The pivot under the tensor names of a target.
@@ -412,7 +469,7 @@ class _Fusion:
             pivot.model.save_pretrained(folder)
             pivot.tokenizer.save_pretrained(folder)
 
-        return self.run.stage("merge/pivot", make)
+        return self._stage("merge/pivot", make, after=[PIVOT])
 
     def _evaluate(self, name: str) -> Evaluation:
         settings = self.recipe.evaluate
@@ -436,7 +493,13 @@ class _Fusion:
                 )
                 write_jsonl(folder / f"task-{task}.jsonl", map(asdict, answers))
 
-        folder = self.run.stage(f"evaluate/{name}", make)
+        tasks = {task: fingerprint(self.places.file(self.recipe.tasks[task].path)) for task in self.questions}
+        folder = self._stage(
+            f"evaluate/{name}",
+            make,
+            after=[name, "held out"],
+            settings=[settings, tasks, *self.recipe.tasks.values()],
+        )
         return Evaluation(
             [ReplyLikelihood(**row) for row in _rows(folder / "likelihood.jsonl")],
             {task: [Answer(**row) for row in _rows(folder / f"task-{task}.jsonl")] for task in self.questions},
