@@ -1,0 +1,142 @@
+"""`consilience serve`: a thin door to the room of the same name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from consilience.errors import BackendError, ConfigError
+
+DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A local Hugging Face folder or a hub name.")],
+    host: Annotated[
+        str, typer.Option(help="Where to listen. Others reach 0.0.0.0, too: set an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_key_env: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The environment variable that holds the API key, if there is to be one."),
+    ] = DEFAULT_KEY_ENV,
+    served_model_name: Annotated[str, typer.Option(help="The name that clients use; else MODEL as given.")] = "",
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and reply together; else the model's positions.")
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Replies that are written side by side.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are answered with 429.")] = 1024,
+    request_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Of one request, waiting included.")
+    ] = 600.0,
+    grace: Annotated[float, typer.Option(metavar="SECONDS", help="For requests in progress when told to stop.")] = 30.0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    generation_config: Annotated[
+        str, typer.Option(help="auto: temperature, top_p ... of the model where a request has none. none: OpenAI's.")
+    ] = "auto",
+    allowed_hosts: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="A host name beside localhost and IP addresses; * for any. Repeat it."),
+    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    allowed_origins: Annotated[
+        list[str], typer.Option(metavar="ORIGIN", help="Web pages that may call (https://app.example); * for any.")
+    ] = [],  # noqa: B006
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with a checkpoint.")
+    ] = False,
+    access_log: Annotated[bool, typer.Option(help="A line on standard error for every request.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Start-up and log lines as JSON objects.")] = False,
+) -> None:
+    """Serve a model to any client of OpenAI's API: chat completions, completions, streams."""
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise BackendError(f"serve needs {' and '.join(missing)}. Install it: pip install 'consilience[serve]'.")
+    key = os.environ.get(api_key_env, "")
+    if not key and api_key_env != DEFAULT_KEY_ENV:
+        raise ConfigError(f"the environment variable {api_key_env} of --api-key-env holds no key. Set it.")
+    if key and not (key.isascii() and key.isprintable() and key.strip() == key):
+        raise ConfigError(f"the key in {api_key_env} holds blanks at an end, or other than printable ASCII characters.")
+
+    from consilience.serve.guard import is_loopback
+    from consilience.serve.server import Server, bind, run
+
+    bound = bind(host, port)
+    from consilience.serve.app import make_app
+    from consilience.serve.start import ServeSettings, prepare
+
+    settings = ServeSettings(
+        model=model,
+        served_model_name=served_model_name,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_waiting=max_waiting,
+        request_timeout_s=request_timeout,
+        generation_config=generation_config,
+        trust_remote_code=trust_remote_code,
+    )
+    ready = prepare(settings)
+    notes = [*ready.notes]
+    if not key and not is_loopback(host):
+        notes.append(f"anyone who reaches {host} may use this server: set {api_key_env} to ask for a key")
+    app = make_app(ready.served, ready.engine, ready.metrics, key=key, hosts=allowed_hosts, origins=allowed_origins)
+    server = Server(app, ready.engine, grace_s=grace, access_log=access_log, log_config=_logging(as_json))
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{bound.getsockname()[1]}"
+    about = {"url": f"{url}/v1", "model": ready.served.name, "max_model_len": ready.served.context, "key": bool(key)}
+
+    def say() -> None:
+        print(json.dumps(about | {"notes": notes}) if as_json else _opening(about, notes, ready.served), flush=True)
+
+    run(server, bound, on_ready=say)
+
+
+def _opening(about: dict[str, Any], notes: list[str], served: Any) -> str:
+    chat = bool(served.tokenizer.chat_template)
+    path, asked = (
+        ("chat/completions", '"messages": [{"role": "user", "content": "Hello"}]')
+        if chat
+        else ("completions", '"prompt": "Hello"')
+    )
+    key = ' -H "Authorization: Bearer $KEY"' if about["key"] else ""
+    body = json.dumps({"model": about["model"]})[:-1] + f", {asked}}}"
+    lines = [
+        f"model    {about['model']} ({about['max_model_len']} tokens of prompt and reply)",
+        *(f"note     {note}" for note in notes),
+        f"listens  {about['url']}  (OpenAI's API; stop with Ctrl-C)",
+        f"try      curl {about['url']}/{path}{key} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+    return "\n".join(lines)
+
+
+def _logging(as_json: bool) -> dict[str, Any]:
+    """Everything on standard error: uvicorn's own lines only where something is wrong, and one for every request."""
+    plain = {"format": "%(asctime)s %(levelname)s %(message)s"}
+    shape = {"()": "consilience.cli.serve.JsonLines"} if as_json else plain
+    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "line"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": shape},
+        "handlers": {"stderr": handler},
+        "loggers": {
+            "uvicorn.error": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+            "uvicorn.access": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+            "consilience.serve": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        },
+    }
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per log line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told)

@@ -1,0 +1,4 @@
+"""An OpenAI-compatible server of one model, plain or guided.
+
+`guard.Guard` keeps foreign web pages and strangers out of any server of ours; it needs neither torch nor FastAPI.
+"""

@@ -1,0 +1,371 @@
+"""The HTTP server: OpenAI's paths over an `Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import HTTPException
+
+from consilience.chat import render, render_prompt, token_bytes
+from consilience.errors import ConfigError, DataError
+from consilience.serve.engine import TIMED_OUT, Engine, QueueFull, Stopping
+from consilience.serve.generate import Job, Piece
+from consilience.serve.guard import App, Guard, Receive, Scope, Send
+from consilience.serve.metrics import Metrics
+from consilience.serve.replies import Answer, event, written
+from consilience.serve.requests import (
+    NOT_FOUND,
+    TOO_MANY,
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    messages_of,
+    read_chat,
+    read_completion,
+    read_json,
+    sampling_of,
+)
+
+log = logging.getLogger(__name__)
+RETRY_AFTER_S = 2
+DONE = b"data: [DONE]\n\n"
+OPEN_PATHS = ("/health", "/metrics")
+STATUS_TYPES = {404: NOT_FOUND, 405: "invalid_request_error"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """The model that is served, as clients see it, and the limits they are held to."""
+
+    name: str
+    tokenizer: Any
+    context: int  # tokens of prompt and reply together
+    vocabulary: int
+    most_choices: int
+    defaults: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, ...: the model's own
+    guided: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)  # shown at /v1/models
+    body_bytes: int = 8 << 20
+    body_timeout_s: float = 30.0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+def make_app(
+    served: Served,
+    engine: Engine,
+    metrics: Metrics,
+    *,
+    key: str = "",
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> App:
+    """The application: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # FastAPI's pages load scripts from elsewhere
+    desk = _Desk(served, engine)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=503 if engine.stopping or not engine.thread.is_alive() else 200)
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        return Response(metrics.text(*engine.load), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_card(served)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        _check_model(name, served)
+        return _json(_card(served))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Any:
+        return await desk.answer(request, chat=True)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Any:
+        return await desk.answer(request, chat=False)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        metrics.refused()
+        headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        return _json(error.body, error.status, headers)
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def no_such_path(request: Request, error: HTTPException) -> Response:
+        words = "no such path" if error.status_code == 404 else f"{request.method} is not allowed here"
+        message = f"{words}: {request.url.path[:200]}"
+        type_ = STATUS_TYPES[error.status_code]
+        return await refused(request, ApiError(error.status_code, message, type_=type_, code="unknown_url"))
+
+    @app.exception_handler(Exception)
+    async def our_bug(request: Request, error: Exception) -> Response:
+        return _json(ApiError(500, "the server failed; its log says why.", type_="server_error").body, 500)
+
+    def refuse(status: int, message: str, code: str) -> App:
+        metrics.refused()
+        return _json(
+            ApiError(status, message, code=code).body, status, {"www-authenticate": "Bearer"} if status == 401 else {}
+        )
+
+    return Guard(app, refuse=refuse, hosts=hosts, origins=origins, key=key, open_paths=OPEN_PATHS)
+
+
+class _Desk:
+    """Takes requests in, and answers them from the pieces that the engine delivers."""
+
+    def __init__(self, served: Served, engine: Engine) -> None:
+        self.served, self.engine = served, engine
+        # A copy of the tokenizer in one thread: reading a prompt changes its settings for a moment, and the engine's
+        # thread decodes with the original.
+        self.tokenizer = copy.deepcopy(served.tokenizer)
+        self.reader = ThreadPoolExecutor(1, "tokenizer")
+        self.bytes_of = token_bytes(served.tokenizer)
+
+    async def answer(self, http: Request, *, chat: bool) -> Any:
+        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"the content type is {kind[:80]!r}; expected 'application/json'.")
+        tree = read_json(await self._body(http))
+        loop = asyncio.get_running_loop()
+        request, jobs = await loop.run_in_executor(self.reader, self._read, tree, chat)
+        answer = Answer(self.served.name, chat, self._spell, prompt_tokens=sum(len(job.prompt_ids) for job in jobs))
+        pieces = _Pieces(self.engine, jobs)
+        pieces.submit()
+        if request.stream:
+            return _Stream(pieces, answer, counts_usage=request.counts_usage)
+        return await self._whole(http, pieces, answer)
+
+    async def _body(self, http: Request) -> bytes:
+        most = self.served.body_bytes
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.served.body_timeout_s):
+                async for part in http.stream():
+                    body += part
+                    if len(body) > most:
+                        raise ApiError(413, f"the body is larger than {most} bytes.", code="body_too_large")
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {self.served.body_timeout_s:g} s.") from None
+        return bytes(body)
+
+    def _read(self, tree: Mapping[str, Any], chat: bool) -> tuple[ChatRequest | CompletionRequest, list[Job]]:
+        request = read_chat(tree) if chat else read_completion(tree)
+        _check_model(request.model, self.served)
+        self._check_features(request)
+        prompts = [self._chat_ids(request)] if isinstance(request, ChatRequest) else self._prompts_ids(request)
+        if len(prompts) * request.choices > self.served.most_choices:
+            most = self.served.most_choices
+            raise ApiError(
+                400, f"{len(prompts) * request.choices} replies are more than the {most} of this server.", param="n"
+            )
+        seen = self.served.context, self.served.defaults
+        return request, [
+            Job(
+                id=uuid4().hex,
+                prompt_ids=ids,
+                choices=request.choices,
+                goes_on=request.goes_on,
+                sampling=sampling_of(request, seen[1], prompt_tokens=len(ids), context=seen[0]),
+                search=request.search,
+            )
+            for ids in prompts
+        ]
+
+    def _check_features(self, request: ChatRequest | CompletionRequest) -> None:
+        if self.served.guided:
+            if request.wanted_logprobs is not None:
+                message = "'logprobs' are not supported with a guide: a searched reply is not a sample of the model."
+                raise ApiError(400, message, param="logprobs", code="unsupported")
+        else:
+            for name in ("width", "successors", "chunk"):
+                if getattr(request, name) is not None:
+                    raise ApiError(400, f"{name!r} needs a server that was started with --guide.", param=name)
+        unknown = [id_ for id_ in request.stop_token_ids or () if not 0 <= id_ < self.served.vocabulary]
+        if unknown:
+            message = f"token {unknown[0]} is not in the vocabulary of {self.served.vocabulary} tokens."
+            raise ApiError(400, message, param="stop_token_ids")
+
+    def _chat_ids(self, request: ChatRequest) -> Sequence[int]:
+        messages = messages_of(request)
+        try:
+            if not request.goes_on or not messages[-1].content:
+                return render_prompt(self.tokenizer, messages).tolist()
+            rendered = render(self.tokenizer, messages)
+        except ConfigError:
+            message = f"the model {self.served.name!r} has no chat template. Use /v1/completions."
+            raise ApiError(400, message, param="messages", code="no_chat_template") from None
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        last = rendered.reply_T == rendered.reply_T.max()
+        inside = last & (rendered.reply_starts_T < len(messages[-1].content.encode()))
+        return rendered.ids_T[: int(np.flatnonzero(inside)[-1]) + 1].tolist()
+
+    def _prompts_ids(self, request: CompletionRequest) -> list[Sequence[int]]:
+        found: list[Sequence[int]] = []
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                special = request.add_special_tokens
+                ids = self.tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"]
+            else:
+                ids = prompt
+                unknown = [id_ for id_ in ids if not 0 <= id_ < self.served.vocabulary]
+                if unknown:
+                    message = f"token {unknown[0]} is not in the vocabulary of {self.served.vocabulary} tokens."
+                    raise ApiError(400, message, param="prompt")
+            if not ids:
+                raise ApiError(400, "a prompt is empty: it has no tokens to go on with.", param="prompt")
+            found.append(ids)
+        return found
+
+    def _spell(self, token_id: int) -> bytes:
+        known = self.bytes_of[token_id] if token_id < len(self.bytes_of) else None
+        if known is not None:
+            return known
+        return str(self.tokenizer.convert_ids_to_tokens(token_id) or "").encode()
+
+    async def _whole(self, http: Request, pieces: _Pieces, answer: Answer) -> Response:
+        """Waits for all pieces or for the client to go away, whichever comes first."""
+        gathering = asyncio.ensure_future(_gather(pieces))
+        leaving = asyncio.ensure_future(_until_gone(http.receive))
+        try:
+            await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not gathering.done():
+                return Response(status_code=499)  # nobody is there to read it
+            return _json(answer.whole(pieces.choices, gathering.result()))
+        finally:
+            gathering.cancel()
+            leaving.cancel()
+            pieces.close()
+
+
+class _Pieces:
+    """The pieces of a request's jobs as they come, with the index of the choice they belong to."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        self.engine, self.jobs = engine, jobs
+        self.choices = sum(job.choices for job in jobs)
+        self.queue: asyncio.Queue[Piece] = asyncio.Queue()
+        self.open = self.choices
+        starts = np.cumsum([0, *(job.choices for job in jobs)]).tolist()
+        self.first_index = {job.id: start for job, start in zip(jobs, starts)}
+
+    def submit(self) -> None:
+        """Raises `ApiError` where the server takes on nothing more."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(piece: Piece) -> None:
+            loop.call_soon_threadsafe(self.queue.put_nowait, piece)
+
+        try:
+            for job in self.jobs:
+                self.engine.submit(job, deliver)
+        except QueueFull:
+            self.close()
+            message = "too many requests are waiting already; try again later."
+            raise ApiError(429, message, type_=TOO_MANY, code="queue_full", retry_after_s=RETRY_AFTER_S) from None
+        except Stopping:
+            self.close()
+            message = "the server is shutting down."
+            raise ApiError(503, message, type_="server_error", code="stopping", retry_after_s=RETRY_AFTER_S) from None
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Raises `ApiError` when a job is given up."""
+        while self.open:
+            piece = await self.queue.get()
+            if piece.error:
+                late = piece.error == TIMED_OUT
+                raise ApiError(
+                    504 if late else 500, piece.error, type_="server_error", code="timeout" if late else None
+                )
+            self.open -= piece.finish is not None
+            yield self.first_index[piece.job] + piece.choice, piece
+
+    def close(self) -> None:
+        """Calls off what is not finished."""
+        if self.open:
+            for job in self.jobs:
+                self.engine.call_off(job.id)
+
+
+class _Stream(Response):
+    """Server-sent events. The work stops when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pieces: _Pieces, answer: Answer, *, counts_usage: bool) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.pieces, self.answer, self.counts_usage = pieces, answer, counts_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writing = asyncio.ensure_future(self._write(send))
+        leaving = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        finally:
+            writing.cancel()
+            leaving.cancel()
+            self.pieces.close()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for part in self._events():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        usage = {"usage": None} if self.counts_usage else {}
+        for opening in self.answer.opening(self.pieces.choices):
+            yield event(opening | usage)
+        try:
+            async for index, piece in self.pieces:
+                chunk = self.answer.chunk(index, piece)
+                if piece.text or piece.finish or piece.logprobs:
+                    yield event(chunk | usage)
+        except ApiError as error:  # the status has been sent: OpenAI's clients raise for an error in an event
+            yield event(error.body)
+            return
+        if self.counts_usage:
+            yield event(self.answer.last())
+        yield DONE
+
+
+async def _gather(pieces: _Pieces) -> list[tuple[int, Piece]]:
+    return [indexed async for indexed in pieces]
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_model(name: str, served: Served) -> None:
+    if name != served.name:
+        message = f"The model {name[:200]!r} does not exist. This server has {served.name!r}."
+        raise ApiError(404, message, type_=NOT_FOUND, param="model", code="model_not_found")
+
+
+def _card(served: Served) -> dict[str, Any]:
+    card = {"id": served.name, "object": "model", "created": served.created, "owned_by": "consilience"}
+    return card | {"max_model_len": served.context} | dict(served.about)
+
+
+def _json(tree: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(written(tree), status, dict(headers or {}), "application/json")

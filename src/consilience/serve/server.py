@@ -1,0 +1,91 @@
+"""A socket, uvicorn on it, and an orderly end."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from consilience.errors import ConfigError
+from consilience.serve.engine import Engine
+from consilience.serve.guard import App
+
+KEEP_ALIVE_S = 65
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet: a port that is taken shows before a model is loaded.
+
+    Raises `ConfigError`.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except socket.gaierror:
+        raise ConfigError(
+            f"no host is called {host!r}. Use 127.0.0.1, 0.0.0.0 or an address of this machine."
+        ) from None
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = (
+            "is taken by another program; choose another with --port" if taken else f"cannot be used: {error.strerror}"
+        )
+        raise ConfigError(f"port {port} of {host} {reason}.") from None
+    bound.set_inheritable(True)
+    return bound
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, except that a signal to stop is an ordinary end, and that the engine hears of it at once."""
+
+    def __init__(self, app: App, engine: Engine, *, grace_s: float, access_log: bool, log_config: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                access_log=access_log,
+                log_config=log_config,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(grace_s)),
+            )
+        )
+        self.engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.engine.stopping = True
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(server: Server, bound: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Serves until a signal or `server.should_exit`; requests in progress may finish within the grace time."""
+    server.engine.start()
+    try:
+        bound.listen(2048)
+        on_ready()
+        server.run(sockets=[bound])
+    finally:
+        server.engine.stop(grace_s=0)
+        bound.close()

@@ -1,0 +1,98 @@
+"""From a model's name to something that can be served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from consilience.errors import ConfigError
+from consilience.models import ChatModel, context_of, load_model
+from consilience.serve.app import Served
+from consilience.serve.engine import Engine
+from consilience.serve.generate import Generator
+from consilience.serve.metrics import Metrics
+from consilience.serve.plain import PlainSampling
+
+FAR = 1 << 20  # positions of a model that states no limit
+SAMPLED_BY = ("temperature", "top_p", "top_k", "min_p")
+GENERATION_CONFIGS = ("auto", "none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeSettings:
+    """Everything that decides what is served; how it is reached is not part of it."""
+
+    model: str
+    served_model_name: str = ""
+    dtype: str = "float32"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_waiting: int = 1024
+    request_timeout_s: float = 600.0
+    generation_config: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_waiting", "request_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; it must be above 0.")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"--max-model-len is {self.max_model_len}; a prompt and a reply need 2 tokens at least.")
+        if self.generation_config not in GENERATION_CONFIGS:
+            raise ConfigError(f"--generation-config is {self.generation_config!r}; expected auto or none.")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What `make_app` needs, and what a person who starts the server should know."""
+
+    served: Served
+    engine: Engine
+    metrics: Metrics
+    notes: tuple[str, ...]
+
+
+def prepare(settings: ServeSettings) -> Ready:
+    """Loads what is served. Raises `BackendError` and `ConfigError`."""
+    chat_model = load_model(settings.model, dtype=settings.dtype, code=settings.trust_remote_code)
+    positions = context_of(chat_model.model, FAR)
+    context = min(settings.max_model_len or positions, positions)
+    notes = []
+    if settings.max_model_len and settings.max_model_len > positions:
+        notes.append(
+            f"--max-model-len {settings.max_model_len} is more than the model's {positions} positions, which hold"
+        )
+    if not chat_model.tokenizer.chat_template:
+        notes.append("the model has no chat template: /v1/chat/completions refuses, /v1/completions works")
+    defaults, not_applied = sampling_defaults(chat_model) if settings.generation_config == "auto" else ({}, ())
+    if defaults:
+        told = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
+        notes.append(f"where a request does not say otherwise: {told} (the model's generation_config.json)")
+    if not_applied:
+        notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
+    generator: Generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
+    metrics = Metrics()
+    engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
+    served = Served(
+        name=settings.served_model_name or settings.model,
+        tokenizer=chat_model.tokenizer,
+        context=context,
+        vocabulary=chat_model.vocabulary_size,
+        most_choices=settings.max_num_seqs,
+        defaults=defaults,
+    )
+    return Ready(served, engine, metrics, tuple(notes))
+
+
+def sampling_defaults(chat_model: ChatModel) -> tuple[dict[str, float], tuple[str, ...]]:
+    """What the model's generation configuration says of sampling, and what it says that is not done here."""
+    stated: Mapping[str, Any] = chat_model.model.generation_config.to_diff_dict()
+    defaults = {name: float(stated[name]) for name in SAMPLED_BY if stated.get(name) is not None}
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    ignored = (f"{name} {stated[name]}" for name, none in neutral.items() if stated.get(name, none) not in (none, None))
+    return defaults, tuple(ignored)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removesuffix("_s").replace("_", "-")

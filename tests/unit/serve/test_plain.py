@@ -1,0 +1,161 @@
+"""Replies written side by side are those that transformers writes alone; who joins or leaves changes nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from consilience.models import ChatModel, load_model
+from consilience.serve.generate import Job, Piece, Sampling
+from consilience.serve.plain import PREFILL_TOKENS, PlainSampling
+
+NAMES = ("pivot", "wren", "finch")  # Llama, GPT-2 and Qwen 2: rotary and learnt positions, grouped queries
+
+
+@pytest.fixture(scope="module")
+def models(world: Path) -> dict[str, ChatModel]:
+    return {name: load_model(world / name) for name in NAMES}
+
+
+def job(name: str, ids: Sequence[int], tokens: int = 12, choices: int = 1, **settings: object) -> Job:
+    sampling = Sampling(**{"max_tokens": tokens, "temperature": 0.0, "seed": 0, "ignore_end": True, **settings})
+    return Job(id=name, prompt_ids=ids, choices=choices, sampling=sampling)
+
+
+def run(plain: PlainSampling, arrivals: dict[int, list[Job]], steps: int = 400) -> dict[str, list[Piece]]:
+    """Every job's pieces; `arrivals` says which jobs come before which step."""
+    pieces = defaultdict(list)
+    for step in range(steps):
+        for arriving in arrivals.get(step, ()):
+            plain.add(arriving)
+        for piece in plain.step():
+            pieces[piece.job].append(piece)
+    assert not plain.replies
+    return pieces
+
+
+def text_of(pieces: Sequence[Piece], choice: int = 0) -> str:
+    return "".join(piece.text for piece in pieces if piece.choice == choice)
+
+
+def prompts(model: ChatModel) -> list[list[int]]:
+    """Of lengths 1 to 200, in an order that makes rows longer and shorter than those they join."""
+    words = model.tokenizer("The river carries cold water from the hills to the sea. " * 20)["input_ids"]
+    return [words[:n] for n in (40, 3, 200, 1, 17, 90, 5, 60)]
+
+
+def alone(model: ChatModel, ids: Sequence[int], tokens: int = 12) -> str:
+    """What transformers' own generate writes, greedily, to one prompt."""
+    input_ids = torch.tensor([ids])
+    written = model.model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return str(model.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_replies_side_by_side_are_those_written_alone(models: dict[str, ChatModel], name: str, attention: str) -> None:
+    model = models[name]
+    model.model.set_attn_implementation(attention)
+    arrivals = {3 * i: [job(str(i), ids, tokens=12 + 5 * i)] for i, ids in enumerate(prompts(model))}
+    pieces = run(PlainSampling(model, max_replies=16), arrivals)
+    for i, ids in enumerate(prompts(model)):
+        assert text_of(pieces[str(i)]) == alone(model, ids, 12 + 5 * i), i
+        assert pieces[str(i)][-1].finish == "length"
+
+
+def test_prompts_that_arrive_together_are_read_together(models: dict[str, ChatModel]) -> None:
+    model = models["finch"]
+    plain = PlainSampling(model, max_replies=16)
+    calls: list[tuple[int, ...]] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    short, long = prompts(model)[0], prompts(model)[2] * 4
+    pieces = run(plain, {0: [job("a", short), job("b", short[:7]), job("c", long)]})
+    assert calls[0] == (2, 40)
+    assert (1, PREFILL_TOKENS) in calls  # the long one by parts, the others going on meanwhile
+    assert text_of(pieces["b"]) == alone(model, short[:7])
+    assert text_of(pieces["c"]) == alone(model, long)
+
+
+def test_choices_of_one_prompt_share_its_reading_and_differ(models: dict[str, ChatModel]) -> None:
+    model = models["wren"]
+    ids = prompts(model)[0]
+    asked = job("x", ids, choices=3, temperature=1.0, seed=5)
+    pieces = run(PlainSampling(model, max_replies=4), {0: [asked]})["x"]
+    texts = [text_of(pieces, choice) for choice in range(3)]
+    assert len(set(texts)) == 3
+    crowd = {0: [job("y", ids[:9], tokens=30, temperature=1.0)], 2: [asked], 3: [job("z", ids, temperature=0.7)]}
+    again = run(PlainSampling(model, max_replies=16), crowd)["x"]
+    assert [text_of(again, choice) for choice in range(3)] == texts
+
+
+def test_what_is_dropped_makes_room_and_disturbs_nobody(models: dict[str, ChatModel]) -> None:
+    model = models["pivot"]
+    plain = PlainSampling(model, max_replies=4)
+    one, two, three = (
+        job(name, ids, tokens=20, choices=choices)
+        for name, ids, choices in zip("abc", prompts(model), (1, 2, 1), strict=False)
+    )
+    for arriving in (one, two, three):
+        assert plain.fits(arriving)
+        plain.add(arriving)
+    assert not plain.fits(one)
+    plain.step()
+    plain.step()
+    plain.drop("b")
+    assert plain.fits(two)
+    pieces = [piece for _ in range(40) for piece in plain.step()]
+    assert {piece.job for piece in pieces} == {"a", "c"}
+    assert plain.rows.lengths == []
+
+
+def test_dropped_while_its_prompt_is_read(models: dict[str, ChatModel]) -> None:
+    model = models["finch"]
+    plain = PlainSampling(model, max_replies=4)
+    plain.add(job("long", prompts(model)[2] * 8))
+    assert plain.step() == []
+    plain.drop("long")
+    assert plain.step() == []
+    assert plain.prompts is None
+
+
+def test_the_end_of_text_ends_a_reply(models: dict[str, ChatModel]) -> None:
+    model = models["finch"]
+    plain = PlainSampling(model, max_replies=4)
+    ids = prompts(model)[0]
+    first = model.tokenizer(alone(model, ids, 1))["input_ids"]
+    stops = run(plain, {0: [job("x", ids, stop_ids=frozenset(first))]})["x"]
+    assert [(piece.text, piece.finish, piece.tokens) for piece in stops] == [("", "stop", 1)]
+    held_off = run(plain, {0: [job("x", ids, stop_ids=frozenset(first), min_tokens=3)]})["x"]
+    assert sum(piece.tokens for piece in held_off) >= 3
+
+
+def test_nan_ends_one_reply_and_no_other(models: dict[str, ChatModel]) -> None:
+    model = models["finch"]
+    good, bad, poison = prompts(model)[0], prompts(model)[5], 7
+
+    def spoil(module: object, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == poison)[..., None], torch.nan)
+
+    arrivals = {0: [job("good", good, tokens=30)], 2: [job("bad", [*bad, poison])], 8: [job("later", bad[:9])]}
+    hook = model.model.get_input_embeddings().register_forward_hook(spoil)
+    try:
+        pieces = run(PlainSampling(model, max_replies=4), arrivals)
+    finally:
+        hook.remove()
+    assert [piece.error for piece in pieces["bad"]] == [f"model {model.name} gives NaN"]
+    assert text_of(pieces["good"]) == alone(model, good, 30)
+    assert text_of(pieces["later"]) == alone(model, bad[:9])  # it takes the place of the row that was NaN
