@@ -32,6 +32,7 @@ PURE = {
     "merge/methods.py",
     "evaluate/comparison.py",
     "evaluate/pooling.py",
+    "search/selection.py",
 }
 NOT_IN_PURE = {"torch.utils", "transformers", "safetensors", "httpx", "time", "random", "pathlib", "os", "io"}
 

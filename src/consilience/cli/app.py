@@ -15,6 +15,7 @@ from consilience import __version__
 from consilience.cli.align import align
 from consilience.cli.compare import compare, power
 from consilience.cli.merge import merge
+from consilience.cli.search import search
 from consilience.cli.serve import serve
 from consilience.errors import ConsilienceError
 
@@ -113,7 +114,7 @@ def demo(
     _print_fusion(result, as_json)
 
 
-for command in (align, compare, merge, power, serve):
+for command in (align, compare, merge, power, search, serve):
     app.command()(command)
 
 

@@ -1,0 +1,209 @@
+"""The small pair: what a reply gains by having been tuned, log π_tuned − log π_untuned, from the prompt's end on.
+
+Each side reads a tree of its own tokens, so what hypotheses share is read once, and a chunk costs its new tokens only.
+Where its tokenizer is not the large model's, a reply comes as text: it is tokenized again after every chunk, keeps the
+nodes of the tokens that stayed, and leaves the tree where they did not.
+
+Shapes: N nodes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from consilience.errors import ConfigError, DataError
+from consilience.models import context_of
+from consilience.search.forward import LOGITS_HELD, TreeModel
+from consilience.search.settings import Finish, Hypothesis, Prompt
+from consilience.search.texts import Retokenizer, prompt_ids, same_vocabulary
+from consilience.search.tree import Node, Tree
+
+FAR = 1 << 30
+
+
+@dataclass
+class Reading:
+    """One prompt before one side of the pair."""
+
+    tree: Tree
+    after_prompt_V: Tensor  # log-probabilities
+    retokenize: Retokenizer
+    prompt_tokens: int
+
+
+class Side:
+    """One model of the pair."""
+
+    def __init__(self, model: TreeModel, *, raw: bool, published: bool, temperature: float) -> None:
+        self.model, self.raw, self.published, self.temperature = model, raw, published, temperature
+        self.tokenizer = model.chat_model.tokenizer
+        self.context = context_of(model.model, FAR)
+
+    def open(self, prompt: Prompt) -> Reading:
+        whole = None
+        if self.published and self.raw:  # the published scorer adds no special tokens
+            whole = "".join(message.content for message in prompt.messages)
+            ids = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        else:
+            ids = prompt_ids(self.tokenizer, prompt.messages, raw=self.raw)
+        if len(ids) >= self.context:
+            raise DataError(
+                f"prompt {prompt.id!r} has {len(ids)} tokens for {self.model.chat_model.name}, which reads "
+                f"{self.context}. Shorten the prompt, or take a guide with a longer context."
+            )
+        tree, logits_V = self.model.plant(ids)
+        after_prompt_V = (logits_V / self.temperature).log_softmax(-1)
+        return Reading(tree, after_prompt_V, Retokenizer(self.tokenizer, ids, whole=whole), len(ids))
+
+    def read(self, asked: Sequence[tuple[Reading, Sequence[Node]]]) -> None:
+        """Sets `logprob` of new nodes, given parents first, by reading each parent once."""
+        own: dict[Node, float] = {}  # of the token alone
+        children: dict[Node, list[Node]] = {}
+        wanted: list[tuple[Tree, list[Node]]] = []
+        for reading, new in asked:
+            parents: dict[Node, None] = {}
+            for node in new:
+                assert node.parent is not None
+                if node.parent is reading.tree.tip:
+                    own[node] = float(reading.after_prompt_V[node.token])
+                else:
+                    children.setdefault(node.parent, []).append(node)
+                    parents[node.parent] = None
+            if parents:
+                wanted.append((reading.tree, list(parents)))
+        for block in _blocks(wanted, LOGITS_HELD // self.model.chat_model.vocabulary_size):
+            logits_NV = self.model.forward(block) / self.temperature
+            norm_N = logits_NV.logsumexp(-1)
+            read = [node for _, nodes in block for node in nodes]
+            rows, tokens = zip(*((n, child.token) for n, node in enumerate(read) for child in children[node]))
+            at = list(rows)
+            found = (logits_NV[at, list(tokens)] - norm_N[at]).tolist()
+            own |= zip((child for node in read for child in children[node]), found)
+        for _, new in asked:
+            for node in new:
+                assert node.parent is not None
+                node.logprob = node.parent.logprob + own[node]  # the prompt's own nodes have 0
+
+
+def _blocks(wanted: Sequence[tuple[Tree, list[Node]]], most: int) -> list[list[tuple[Tree, list[Node]]]]:
+    """`wanted` cut so that a pass reads at most `most` nodes, those above first."""
+    depth = max((len(nodes) for _, nodes in wanted), default=0)
+    each = max(1, most // max(1, len(wanted)))
+    return [
+        [(tree, nodes[begin : begin + each]) for tree, nodes in wanted if nodes[begin : begin + each]]
+        for begin in range(0, depth, each)
+    ]
+
+
+@dataclass
+class Guided:
+    """One prompt before the pair."""
+
+    tuned: Reading
+    untuned: Reading
+
+
+class Guide:
+    """The pair as a scorer of hypotheses."""
+
+    def __init__(
+        self,
+        tuned: TreeModel,
+        untuned: TreeModel,
+        *,
+        tokenizer: Any = None,
+        raw: bool = False,
+        published: bool = False,
+        temperature: float = 1.0,
+        per_token: bool = False,
+    ) -> None:
+        """`tokenizer` is the large model's, None where it only gives text. Raises `ConfigError` for an unlike pair."""
+        ours, theirs = tuned.chat_model.tokenizer, untuned.chat_model.tokenizer
+        if not same_vocabulary(ours, theirs):
+            raise ConfigError(
+                f"{tuned.chat_model.name} and {untuned.chat_model.name} have different tokenizers, so their scores are "
+                "of different tokens and cannot be subtracted. Give the model that the tuned one was tuned from."
+            )
+        self.tuned, self.untuned = (
+            Side(model, raw=raw, published=published, temperature=temperature) for model in (tuned, untuned)
+        )
+        self.by_ids = not published and tokenizer is not None and same_vocabulary(ours, tokenizer)
+        self.per_token, self.published = per_token, published
+
+    def open(self, prompt: Prompt) -> Guided:
+        """Raises `DataError` when the prompt does not fit, or a template refuses it."""
+        tuned = self.tuned.open(prompt)
+        try:
+            return Guided(tuned, self.untuned.open(prompt))
+        except Exception:
+            self.tuned.model.fell(tuned.tree)
+            raise
+
+    def room(self, guided: Guided) -> int:
+        """How many tokens of a reply the pair has positions for."""
+        return min(self.tuned.context - guided.tuned.prompt_tokens, self.untuned.context - guided.untuned.prompt_tokens)
+
+    def score(self, asked: Sequence[tuple[Guided, Sequence[Hypothesis]]]) -> None:
+        """Sets `score` of hypotheses, in nats. One that runs out of the pair's positions is finished there."""
+        ends = [
+            self._read(self.tuned, [(guided.tuned, hypotheses) for guided, hypotheses in asked], 0),
+            self._read(self.untuned, [(guided.untuned, hypotheses) for guided, hypotheses in asked], 1),
+        ]
+        hypotheses = [(guided, hypothesis) for guided, several in asked for hypothesis in several]
+        for (guided, hypothesis), tuned, untuned in zip(hypotheses, *ends):
+            hypothesis.score = tuned.logprob - untuned.logprob
+            if self.per_token:
+                hypothesis.score /= max(1, tuned.depth - guided.tuned.tree.tip.depth)
+            hypothesis.marks, hypothesis.marked = (tuned, untuned), len(hypothesis.ids)
+
+    def _read(self, side: Side, asked: Sequence[tuple[Reading, Sequence[Hypothesis]]], which: int) -> list[Node]:
+        """The last node of every hypothesis in its tree of that side, with its log-probability."""
+        ends, wanted = [], []
+        for reading, hypotheses in asked:
+            new: list[Node] = []
+            for hypothesis in hypotheses:
+                ends.append(self._follow(side, reading, hypothesis, which, new))
+            wanted.append((reading, new))
+        side.read(wanted)
+        return ends
+
+    def _follow(self, side: Side, reading: Reading, hypothesis: Hypothesis, which: int, new: list[Node]) -> Node:
+        """Walks a hypothesis down the side's tree; nodes that had to be made are added to `new`."""
+        tree = reading.tree
+        if self.by_ids:
+            node = hypothesis.marks[which] if hypothesis.marks else tree.tip
+            ids = list(hypothesis.ids[hypothesis.marked :])
+        else:
+            node, ids = tree.root, reading.retokenize(hypothesis.text)[1:]
+        end = self._end(side, hypothesis)
+        for token in ids if end is None else [*ids, end]:
+            if node.depth + 1 >= side.context:
+                hypothesis.finish = hypothesis.finish or Finish.LENGTH
+                break
+            node, made = tree.after(node, token)
+            if made:
+                new.append(node)
+        return node
+
+    def _end(self, side: Side, hypothesis: Hypothesis) -> int | None:
+        """The end-of-text token that counts: the one that was sampled. As published, every ending counts one."""
+        eos: int | None = side.tokenizer.eos_token_id
+        if self.published:
+            return eos if hypothesis.finish is not None else None
+        if hypothesis.end is None:
+            return None
+        return hypothesis.end if self.by_ids else eos
+
+    def keep(self, guided: Guided, hypotheses: Sequence[Hypothesis]) -> None:
+        """Forgets what no unfinished one of `hypotheses` goes on from."""
+        live = [hypothesis.marks for hypothesis in hypotheses if hypothesis.finish is None]
+        guided.tuned.tree.keep(tuned for tuned, _ in live)
+        guided.untuned.tree.keep(untuned for _, untuned in live)
+
+    def close(self, guided: Guided) -> None:
+        self.tuned.model.fell(guided.tuned.tree)
+        self.untuned.model.fell(guided.untuned.tree)

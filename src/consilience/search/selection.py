@@ -1,0 +1,86 @@
+"""What a search decides by: pure functions of scores, texts and numbers between 0 and 1.
+
+Shapes: M hypotheses to choose from, N distributions, V vocabulary, J tokens kept of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def select(scores_M: Sequence[float], texts_M: Sequence[Hashable], width: int) -> list[int]:
+    """Indices of the `width` best hypotheses, best first, equal texts once; of equal scores the earlier one."""
+    order = np.argsort(-np.asarray(scores_M, dtype=np.float64), kind="stable")
+    chosen: list[int] = []
+    seen: set[Hashable] = set()
+    for index in order.tolist():
+        if len(chosen) == width:
+            break
+        if texts_M[index] not in seen:
+            seen.add(texts_M[index])
+            chosen.append(index)
+    return chosen
+
+
+def select_published(scores_M: Sequence[float], width: int) -> list[int]:
+    """The published choice: `torch.topk` of float32 scores, copies and all."""
+    scores = torch.tensor(scores_M, dtype=torch.float32)
+    found: list[int] = torch.topk(scores, min(width, len(scores_M)), sorted=True).indices.tolist()
+    return found
+
+
+def common_prefix(sequences: Sequence[Sequence[T]]) -> int:
+    """Length of the longest common prefix of all `sequences`; 0 of none."""
+    if not sequences:
+        return 0
+    shortest = min(map(len, sequences))
+    for place in range(shortest):
+        if any(sequence[place] != sequences[0][place] for sequence in sequences):
+            return place
+    return shortest
+
+
+class Kept(NamedTuple):
+    """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1."""
+
+    ids_NJ: Tensor
+    probs_NJ: Tensor
+
+
+def keep_likely(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Kept:
+    """Temperature, then the `top_k` likeliest tokens (0: all), then the fewest of these that hold `top_p`.
+
+    The order and the meaning are transformers'; of tokens with equal logits at the k-th place one is kept. A
+    temperature of 0 keeps the likeliest token alone.
+    """
+    if temperature == 0:
+        top = logits_NV.argmax(-1, keepdim=True)
+        return Kept(top, torch.ones_like(top, dtype=torch.float32))
+    kept = logits_NV.shape[-1] if top_k == 0 else min(top_k, logits_NV.shape[-1])
+    logits_NJ, ids_NJ = (logits_NV.float() / temperature).topk(kept, dim=-1)
+    probs_NJ = logits_NJ.softmax(-1)
+    if top_p < 1:
+        before = probs_NJ.cumsum(-1) - probs_NJ
+        probs_NJ = probs_NJ.masked_fill(before >= top_p, 0)  # the first one always stays
+        probs_NJ = probs_NJ / probs_NJ.sum(-1, keepdim=True)
+    return Kept(ids_NJ, probs_NJ)
+
+
+def draw(kept: Kept, rows: Sequence[int], uniforms: NDArray[np.float64]) -> list[int]:
+    """A token for each of `rows` of `kept`, by inverting its distribution at a number of [0, 1).
+
+    The numbers come from outside, so that a prompt's draws do not depend on what else is in the batch.
+    """
+    cumulative = kept.probs_NJ.double().cumsum(-1)[list(rows)]
+    at = torch.searchsorted(cumulative, torch.from_numpy(uniforms).to(cumulative)[:, None], right=True)
+    last = (kept.probs_NJ[list(rows)] > 0).sum(-1, keepdim=True) - 1  # the sum may be a rounding error below 1
+    tokens: list[int] = kept.ids_NJ[list(rows)].gather(-1, torch.minimum(at, last))[:, 0].tolist()
+    return tokens
