@@ -14,6 +14,7 @@ import typer
 from consilience import __version__
 from consilience.cli.align import align
 from consilience.cli.compare import compare, power
+from consilience.cli.gold import gold
 from consilience.cli.merge import merge
 from consilience.cli.search import search
 from consilience.cli.serve import serve
@@ -114,6 +115,7 @@ def demo(
     _print_fusion(result, as_json)
 
 
+app.add_typer(gold, name="gold")
 for command in (align, compare, merge, power, search, serve):
     app.command()(command)
 

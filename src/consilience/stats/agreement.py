@@ -122,12 +122,17 @@ def gwet_ac(
         raise DataError(f"all ratings are {names[0]!r}; name the categories there were to choose from.")
     w_KK = pick(AGREEMENT_WEIGHTS, weights, "weighting")(count)
 
+    def chance(shares_K: Floats) -> Floats:
+        found: Floats = w_KK.sum() / (count * (count - 1)) * (shares_K * (1 - shares_K)).sum(-1)
+        return found
+
     def coefficient(sums: Floats) -> Floats:
         seen, shares_K = _seen_and_shares(sums)
-        return _beyond(seen, w_KK.sum() / (count * (count - 1)) * (shares_K * (1 - shares_K)).sum(-1))
+        return _beyond(seen, chance(shares_K))
 
     kind = "Gwet's AC1" if weights == "nominal" else f"Gwet's AC2, {weights} weights"
-    return _measure(coefficient, _item_parts(codes_NR, w_KK), codes_NR, units, kind, unit_kind, level)
+    parts = _item_parts(codes_NR, w_KK)
+    return _measure(coefficient, parts, codes_NR, units, kind, unit_kind, level, chance=chance)
 
 
 def krippendorff_alpha(
@@ -249,7 +254,9 @@ def _measure(
     kind: str,
     unit_kind: str,
     level: float,
+    chance: Callable[[Floats], Floats] | None = None,
 ) -> Estimate:
+    """`chance` is the agreement by chance under shares of the categories, where it is not that of two random draws."""
     names, index_N = several_units(unit_labels(units, len(parts_N)), unit_kind)
     if not np.isfinite(statistic(parts_N.sum(0))):
         raise DataError(
@@ -259,17 +266,18 @@ def _measure(
     estimate = jackknife(
         statistic, sums_by_unit(parts_N, index_N), names, unit_kind=unit_kind, method=method, level=level
     )
-    return replace(estimate, interval=_interval(estimate, codes_NR))
+    return replace(estimate, interval=_interval(estimate, codes_NR, chance))
 
 
-def _interval(estimate: Estimate, codes_NR: Codes) -> tuple[float, float]:
+def _interval(estimate: Estimate, codes_NR: Codes, chance: Callable[[Floats], Floats] | None) -> tuple[float, float]:
     """Student's t on log(1 - value); for full agreement, from Wilson's limit for none of n disagreeing."""
     from scipy.special import stdtrit
 
     disagreement = 1 - estimate.value
     if disagreement < 1e-12:
         shares_K = np.bincount(codes_NR[codes_NR >= 0]) / (codes_NR >= 0).sum()
-        return 1 - wilson(0, estimate.n, estimate.level)[1] / (1 - float((shares_K**2).sum())), 1.0
+        by_chance = float(chance(shares_K) if chance else (shares_K**2).sum())
+        return 1 - wilson(0, estimate.n, estimate.level)[1] / (1 - by_chance), 1.0
     t = float(stdtrit(estimate.degrees_of_freedom, (1 + estimate.level) / 2))
     factor = math.exp(t * estimate.standard_error / disagreement)
     return 1 - disagreement * factor, 1 - disagreement / factor

@@ -207,3 +207,10 @@ def test_what_has_no_agreement_says_so(measure, message):
 def test_an_unknown_scale_names_the_known_ones():
     with pytest.raises(ConfigError, match="Did you mean 'ordinal'"):
         krippendorff_alpha([[1, 2], [1, 1]], scale="ordinl")
+
+
+def test_ac1_of_one_category_only_has_an_interval() -> None:
+    # Chance is 0 then, so the lower end is one minus Wilson's upper limit for 0 of 20, z^2 / (20 + z^2).
+    found = gwet_ac([["yes", "yes"]] * 20, categories=["yes", "no"])
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - 1.959964**2 / (20 + 1.959964**2))

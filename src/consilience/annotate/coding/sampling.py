@@ -107,7 +107,9 @@ def draw(
     for stratum, size in sizes.items():
         units = units_in.get(stratum, [])
         if not 0 <= size.dev <= size.drawn <= len(units):
-            raise DataError(f"{size.drawn} of stratum {stratum!r} ({size.dev} for development), which has {len(units)}.")
+            raise DataError(
+                f"{size.drawn} of stratum {stratum!r} ({size.dev} for development), which has {len(units)}."
+            )
         in_part = {"dev": size.dev, "test": size.drawn - size.dev}
         for rank, unit in enumerate(units[: size.drawn]):
             part = "dev" if rank < size.dev else "test"

@@ -32,7 +32,9 @@ CREATE TABLE draws (
   probability REAL NOT NULL, part_probability REAL NOT NULL
 );
 CREATE TABLE coders (name TEXT PRIMARY KEY, joined TEXT NOT NULL);
-CREATE TABLE held (item TEXT NOT NULL REFERENCES texts, coder TEXT NOT NULL, until TEXT NOT NULL, PRIMARY KEY (item, coder));
+CREATE TABLE held (
+  item TEXT NOT NULL REFERENCES texts, coder TEXT NOT NULL, until TEXT NOT NULL, PRIMARY KEY (item, coder)
+);
 CREATE TABLE codings (
   id INTEGER PRIMARY KEY AUTOINCREMENT, item TEXT NOT NULL REFERENCES texts, coder TEXT NOT NULL REFERENCES coders,
   role TEXT NOT NULL, status TEXT NOT NULL, value TEXT NOT NULL, note TEXT NOT NULL, codebook TEXT NOT NULL,
@@ -147,7 +149,9 @@ class GoldStore:
         after = {text.item: text for text in texts}
         for item, text in before.items():
             if item not in after or (after[item].text, after[item].part) != (text.text, text.part):
-                raise DataError(f"the longer sample does not hold text {item!r} as it was drawn before; {self.path} stays.")
+                raise DataError(
+                    f"the longer sample does not hold text {item!r} as it was drawn before; {self.path} stays."
+                )
         added = [text for text in texts if text.item not in before]
         with _transaction(self._connection) as connection:
             _write_about(connection, about)
@@ -248,7 +252,8 @@ class GoldStore:
                 ).fetchone()
                 if last is not None and last["id"] == continues:
                     connection.execute(
-                        "UPDATE codings SET status = ?, value = ?, note = ?, codebook = ?, origin = ?, at = ? WHERE id = ?",
+                        "UPDATE codings SET status = ?, value = ?, note = ?, codebook = ?, origin = ?, at = ? "
+                        "WHERE id = ?",
                         (*row, continues),
                     )
                     return continues
@@ -258,6 +263,16 @@ class GoldStore:
                 (item, coder, role, *row),
             )
             return int(made.lastrowid or 0)
+
+    def code_many(self, rows: Sequence[tuple[str, str, str, str]], coder: str, *, codebook: str, origin: str) -> None:
+        """Writes `(item, status, value, note)` codings of one coder down: all of them or none."""
+        self._check_coder(coder)
+        with _transaction(self._connection) as connection:
+            connection.executemany(
+                f"INSERT INTO codings (item, coder, role, status, value, note, codebook, origin, at) "
+                f"VALUES (?, ?, '{CODER}', ?, ?, ?, ?, ?, ?)",
+                [(item, coder, status, value, note, codebook, origin, _now()) for item, status, value, note in rows],
+            )
 
     def undo(self, coder: str, role: str = CODER) -> str | None:
         """Takes back the coder's last coding; the text that it was of, or None when there is none to take back."""

@@ -1,0 +1,1 @@
+"""Gold: the probability sample that people code, its store, its spreadsheets, and how far the coders agree."""
