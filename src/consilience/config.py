@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -122,12 +122,15 @@ def _fields_at(kind: Any, path: Sequence[Any]) -> list[str]:
 
 
 def _without_union_labels(kind: Any, loc: Sequence[Any]) -> list[Any]:
-    """Where a fault lies: pydantic puts the name of a union's arm, `str` or `LoraSettings`, behind the field's name."""
+    """Where a fault lies: pydantic puts the name of a union's arm, `str` or `LoraSettings`, behind the field's name.
+
+    Of arms that a key of theirs tells apart (`kind: choice`) it puts that key's value.
+    """
     path = []
     for part in loc:
-        arms = {getattr(arm, "__name__", ""): arm for arm in _arms(kind) if arm is not type(None)}
+        arms = [arm for arm in _arms(kind) if arm is not type(None)]
         if len(arms) > 1:
-            kind = arms.get(part)
+            kind = next((arm for arm in arms if part in _labels(arm)), None)
         else:
             path.append(part)
             kind = _type_at(kind, part)
@@ -147,8 +150,17 @@ def _model_in(kind: Any) -> type[BaseModel] | None:
     return next((arm for arm in _arms(kind) if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
 
 
+def _labels(arm: Any) -> list[str]:
+    """What pydantic may call an arm of a union: its class, or the values of its literal fields."""
+    fields = arm.model_fields.values() if isinstance(arm, type) and issubclass(arm, BaseModel) else ()
+    literals = [field.annotation for field in fields if get_origin(field.annotation) is Literal]
+    return [getattr(arm, "__name__", ""), *(str(value) for literal in literals for value in get_args(literal))]
+
+
 def _arms(kind: Any) -> tuple[Any, ...]:
     """The arms of a union; any other type is its own only arm."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,35 @@ def test_a_union_s_arms_are_no_part_of_the_key():
     line = refusal({"pivot": "p", "train": {"adapter": {"modules": 5}}})
     assert "train.adapter.modules: Input should be a valid string, got 5." in line
     assert "modules.str" not in line
+
+
+class Circle(Settings):
+    kind: Literal["circle"] = "circle"
+    radius: float = Field(1, gt=0)
+
+
+class Square(Settings):
+    kind: Literal["square"] = "square"
+    side: float
+
+
+class Drawing(Settings):
+    shapes: dict[str, Annotated[Circle | Square, Field(discriminator="kind")]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"kind": "circle", "radus": 2}, "unknown key 'shapes.a.radus'. Did you mean 'radius'?"),
+        ({"kind": "circle", "radius": 0}, "shapes.a.radius: Input should be greater than 0, got 0."),
+        ({"kind": "square"}, "key 'shapes.a.side' is missing."),
+        ({"kind": "oval"}, "shapes.a: Input tag 'oval' found using 'kind' does not match any of the expected tags"),
+    ],
+)
+def test_arms_that_a_key_tells_apart(shape, said):
+    with pytest.raises(ConfigError) as refused:
+        parse({"shapes": {"a": shape}}, Drawing, where="r.yaml")
+    assert said in str(refused.value)
 
 
 def test_a_validator_s_own_words_come_with_the_recipe_s_name():

@@ -14,6 +14,7 @@ import typer
 from consilience import __version__
 from consilience.cli.align import align
 from consilience.cli.compare import compare, power
+from consilience.cli.evaluate import evaluate
 from consilience.cli.gold import gold
 from consilience.cli.merge import merge
 from consilience.cli.search import search
@@ -116,7 +117,7 @@ def demo(
 
 
 app.add_typer(gold, name="gold")
-for command in (align, compare, merge, power, search, serve):
+for command in (align, compare, evaluate, merge, power, search, serve):
     app.command()(command)
 
 

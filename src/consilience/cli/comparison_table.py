@@ -26,6 +26,13 @@ def comparison_table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
+def brief_comparison(result: Mapping[str, Any]) -> str:
+    """Estimates, paired differences and what has no score, of one comparison among several."""
+    pairs = [pair for pair in result["pairs"] if pair["shown"]]
+    blocks = [_head(result), _models(result), _pairs(pairs, result) if pairs else "", _statuses(result)]
+    return "\n\n".join(block for block in blocks if block)
+
+
 def _head(result: Mapping[str, Any]) -> str:
     scale = result["scale"]
     direction = "lower is better" if result["lower_is_better"] else "higher is better"
@@ -67,7 +74,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str
                 *([shown(both, signed=True).partition(" ")[2]] if joint else []),
                 shown_probability(pair["better"]),
                 *([shown_probability(pair["within"])] if near else []),
-                f"{pair['unlike']} of {pair['items']}",
+                f"{pair['unlike']} of {pair['items']}" if pair["unlike"] is not None else f"- of {pair['items']}",
             ]
         )
     return columns(rows)

@@ -85,7 +85,7 @@ class Pair(NamedTuple):
     second: str
     difference: Measured
     items: int
-    unlike: int  # items on which the two scores differ
+    unlike: int | None  # items on which the two scores differ; None where the estimates are no means of scores
     better: float  # P(first is the better one); NaN where the items show no spread at all
     within: float | None  # P(-margin < difference < margin), where a margin was given
     together: Interval | None  # the interval that holds jointly with those of all other pairs
@@ -117,15 +117,11 @@ def compare(
         if not np.isfinite(scores.values_MN[m]).any():
             raise DataError(f"{name} has no score on any item.")
     pairs = [_pair(scores, one, other, level, margin) for one, other in combinations(range(len(scores.models)), 2)]
-    joint = [pair for pair in pairs if pair.difference.estimate.n > 1]
-    if len(joint) > 1:
-        # Student's t for all: the posterior of shares has no joint form with other pairs.
-        plain = [replace(pair.difference.estimate, interval=None) for pair in joint]
-        together = {id(pair): (float(e.low), float(e.high)) for pair, e in zip(joint, simultaneous(plain, rng=rng))}
-        pairs = [pair._replace(together=together.get(id(pair))) for pair in pairs]
+    pairs = _all_at_once(pairs, rng)
     everywhere_N: Mask = ~np.isnan(scores.values_MN.sum(0))
     ranks = None
-    if len({cluster for cluster, kept in zip(scores.clusters, everywhere_N) if kept}) > 1:
+    units_of_all = {cluster for cluster, kept in zip(scores.clusters, everywhere_N) if kept}
+    if len(scores.models) > 1 and len(units_of_all) > 1:
         of_all = {name: _mean(scores, m, everywhere_N, level) for m, name in enumerate(scores.models)}
         ranks = rank_probabilities(of_all, rng=rng, lower_is_better=scores.lower_is_better)
     return Comparison(
@@ -142,6 +138,60 @@ def compare(
     )
 
 
+def compare_estimates(
+    at: Callable[[float], Mapping[str, Estimate]],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    margin: float | None = None,
+) -> Comparison:
+    """The same for estimates that are no means of scores, such as length-controlled win rates.
+
+    `at(level)` gives every model's estimate at a level; differences are paired by unit, with Student's t.
+    """
+    models, *at_bands = (at(one) for one in (level, *BANDS))
+
+    def measured(whole: Estimate, parts: Sequence[Estimate]) -> Measured:
+        bands = tuple((part.low, part.high) if part.n > 1 else None for part in parts)
+        return Measured(estimate=whole, bands=bands, by_category={}, same_categories=None, pooled={})
+
+    pairs = []
+    for first, second in combinations(models, 2):
+        found, *in_bands = (difference(of[first], of[second]) for of in (models, *at_bands))
+        pairs.append(
+            Pair(
+                first=first,
+                second=second,
+                difference=measured(found, in_bands),
+                items=len(set(models[first].units) & set(models[second].units)),
+                unlike=None,
+                better=probability_above(found),
+                within=margin and probability_within(found, margin),
+                together=None,
+            )
+        )
+    return Comparison(
+        models={name: measured(whole, [of[name] for of in at_bands]) for name, whole in models.items()},
+        bounds={},
+        pairs=_all_at_once(pairs, rng),
+        ranks=rank_probabilities(models, rng=rng) if len(models) > 1 else None,
+        items_of_all=len(set.intersection(*(set(whole.units) for whole in models.values()))),
+        level=level,
+        margin=margin,
+    )
+
+
+def _all_at_once(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
+    """The pairs with intervals that hold jointly for all of them, where there are several."""
+    joint = [pair for pair in pairs if pair.difference.estimate.n > 1]
+    if len(joint) < 2:
+        return [*pairs]
+    # Student's t for all: the posterior of shares has no joint form with other pairs.
+    plain = [replace(pair.difference.estimate, interval=None) for pair in joint]
+    together = {id(pair): (float(e.low), float(e.high)) for pair, e in zip(joint, simultaneous(plain, rng=rng))}
+    return [pair._replace(together=together.get(id(pair))) for pair in pairs]
+
+
 Estimator = Callable[[Mask, float], Estimate]  # on the items of a mask, at a level
 
 
@@ -153,7 +203,8 @@ def _measured(scores: Scores, on_N: Mask, level: float, estimate: Estimator) -> 
     names = sorted({name for name, on in zip(scores.categories, on_N) if on and name})
     by_category = {name: estimate(on_N & (labels_N == name), level) for name in names} if len(names) > 1 else {}
     weights = [float(scores.weights_MN[:, on_N & (labels_N == name)].sum()) for name in by_category]
-    whole_categories = by_category and all(part.n > 1 for part in by_category.values())
+    # Without any spread in a category its standard error says nothing, and neither would that of their average.
+    whole_categories = by_category and all(part.n > 1 and part.standard_error > 0 for part in by_category.values())
     return Measured(
         estimate=whole,
         bands=tuple((found.low, found.high) for found in intervals) or (None,) * len(BANDS),

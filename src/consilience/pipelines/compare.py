@@ -57,9 +57,18 @@ def compare_logs(
     """
     if html is not None and (html.is_dir() or (html.exists() and not force)):
         raise ConfigError(f"{html} exists. Give --force to overwrite it, or another name.")
-    logs = _read(paths, settings.cluster)
+    result = compared(_read(paths, settings.cluster), settings)
+    if html is not None:
+        from consilience.report.comparison import write_comparison_report
+
+        write_comparison_report(result, html)
+    return result
+
+
+def compared(logs: Mapping[str, Log], settings: CompareSettings, *, fewest: int = 2) -> dict[str, Any]:
+    """The comparison of all models in `logs`, as `compare_logs` returns it; of `fewest` models at least."""
     metric = chosen_metric(logs, settings.metric)
-    matched = match(logs, metric=metric, models=settings.models, min_shared=settings.min_shared)
+    matched = match(logs, metric=metric, models=settings.models, min_shared=settings.min_shared, fewest=fewest)
     matched = _reference_last(matched, settings.reference)
     lower = settings.lower_is_better or matched.of.lower_is_better
     found = compare(
@@ -77,12 +86,7 @@ def compare_logs(
         level=settings.level,
         margin=settings.margin,
     )
-    result = _as_json(logs, matched, found, settings, lower)
-    if html is not None:
-        from consilience.report.comparison import write_comparison_report
-
-        write_comparison_report(result, html)
-    return result
+    return _as_json(logs, matched, found, settings, lower)
 
 
 def _read(paths: Sequence[str], cluster: str | None) -> dict[str, Log]:

@@ -22,31 +22,33 @@ MOST_CATEGORIES = 5  # pairs that are drawn by category
 
 def write_comparison_report(result: Mapping[str, Any], path: Path) -> None:
     """One self-contained HTML file at `path`, from what `compare_logs` returns. All text is escaped."""
-    pairs = [pair for pair in result["pairs"] if pair["shown"]]
-    page = (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            result=result,
-            title=_title(result),
-            drawn=pairs,
-            forest=intervals(
-                [(f"{pair['first']} − {pair['second']}", pair["difference"], pair["bands"]) for pair in pairs],
-                name="Paired differences with their intervals",
-                signed=True,
-            ),
-            means=intervals(
-                [(name, model["estimate"], model["bands"]) for name, model in result["models"].items()],
-                name="Every model's mean with its intervals",
-            ),
-            heat_map=heat_map(result["ranks"]) if result["ranks"] and len(result["models"]) > 2 else None,
-            by_category=[(pair, categories(pair)) for pair in pairs[:MOST_CATEGORIES] if pair["by_category"]],
-            decimals=numbers.decimals_of,
-            probability=shown_probability,
-            methods=_methods(result),
-        )
-    )
+    template = environment().get_template("comparison.html.j2")
+    page = template.render(**view(result), title=_title(result), methods=methods([result]))
     write_page(page, path)
+
+
+def view(result: Mapping[str, Any], *, prefix: str = "", heading: str = "h2") -> dict[str, Any]:
+    """What `comparison_body.html.j2` shows of one comparison; the ids of its sections begin with `prefix`."""
+    pairs = [pair for pair in result["pairs"] if pair["shown"]]
+    return {
+        "result": result,
+        "prefix": prefix,
+        "heading": heading,
+        "drawn": pairs,
+        "forest": intervals(
+            [(f"{pair['first']} − {pair['second']}", pair["difference"], pair["bands"]) for pair in pairs],
+            name="Paired differences with their intervals",
+            signed=True,
+        ),
+        "means": intervals(
+            [(name, model["estimate"], model["bands"]) for name, model in result["models"].items()],
+            name="Every model's mean with its intervals",
+        ),
+        "heat_map": heat_map(result["ranks"]) if result["ranks"] and len(result["models"]) > 2 else None,
+        "by_category": [(pair, categories(pair)) for pair in pairs[:MOST_CATEGORIES] if pair["by_category"]],
+        "decimals": numbers.decimals_of,
+        "probability": shown_probability,
+    }
 
 
 Row = tuple[str, EstimateJson, Sequence[Sequence[float] | None]]
@@ -141,7 +143,8 @@ def _title(result: Mapping[str, Any]) -> str:
     return f"{models[0]} and {models[1]}" if len(models) == 2 else f"{len(models)} models"
 
 
-def _methods(result: Mapping[str, Any]) -> list[str]:
-    estimates = [model["estimate"] for model in result["models"].values()]
-    estimates += [pair["difference"] for pair in result["pairs"]]
+def methods(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods of all estimates, each once."""
+    estimates = [model["estimate"] for result in results for model in result["models"].values()]
+    estimates += [pair["difference"] for result in results for pair in result["pairs"]]
     return [*dict.fromkeys(found["method"] for found in estimates)]

@@ -25,6 +25,13 @@ CASES = [
     ("last_number", "7, no: 8", "7", Outcome.WRONG),
     ("last_number", "-3", "-3", Outcome.CORRECT),
     ("last_number", "I do not know", "7", Outcome.UNREADABLE),
+    ("gsm8k_strict", "so 3.\n#### 1,450", "#### 1450", Outcome.CORRECT),
+    ("gsm8k_strict", "1450", "#### 1450", Outcome.UNREADABLE),
+    ("gsm8k_strict", "#### 12", "because 9.\n#### 1,450", Outcome.WRONG),
+    ("gsm8k_flexible", "He pays $1,450.", "9 and 3.\n#### 1450", Outcome.CORRECT),
+    ("gsm8k_flexible", "1450 or 7", "#### 1450", Outcome.WRONG),
+    ("gsm8k_flexible", "18.00", "#### 18", Outcome.WRONG),
+    ("gsm8k_flexible", "none", "#### 18", Outcome.UNREADABLE),
 ]
 
 
@@ -35,7 +42,7 @@ def test_rules_by_hand(rule: str, reply: str, answer: str, outcome: Outcome) -> 
 
 @pytest.mark.parametrize("rule", MATCHES)
 def test_an_answer_matches_itself(rule: str) -> None:
-    assert MATCHES[rule]("42", "42") == Outcome.CORRECT
+    assert MATCHES[rule]("#### 42", "#### 42") == Outcome.CORRECT
 
 
 def test_questions_come_as_messages_or_as_prompts(tmp_path: Path) -> None:

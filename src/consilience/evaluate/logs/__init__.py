@@ -6,5 +6,18 @@
 from consilience.evaluate.logs.matching import Matched, match, names_of
 from consilience.evaluate.logs.read import KINDS, read_log
 from consilience.evaluate.logs.scores import Log, Metric, Score, Status, printable
+from consilience.evaluate.logs.tables import scores_row
 
-__all__ = ["KINDS", "Log", "Matched", "Metric", "Score", "Status", "match", "names_of", "printable", "read_log"]
+__all__ = [
+    "KINDS",
+    "Log",
+    "Matched",
+    "Metric",
+    "Score",
+    "Status",
+    "match",
+    "names_of",
+    "printable",
+    "read_log",
+    "scores_row",
+]

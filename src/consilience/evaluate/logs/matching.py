@@ -74,11 +74,13 @@ def chosen_metric(logs: Mapping[str, Log], asked: str | None) -> str:
     return under[0] if asked not in common and under else pick({name: name for name in common}, asked, "metric")
 
 
-def match(logs: Mapping[str, Log], *, metric: str, models: Sequence[str] = (), min_shared: float = 0.8) -> Matched:
+def match(
+    logs: Mapping[str, Log], *, metric: str, models: Sequence[str] = (), min_shared: float = 0.8, fewest: int = 2
+) -> Matched:
     """The scores of all models (or of those named) under `metric`, item by item.
 
     Of several scores of one item and sample the first counts, the others are duplicates. Several samples of an item
-    are averaged. Raises `ConfigError` at fewer than two models, and `DataError` where two of them share less than
+    are averaged. Raises `ConfigError` at fewer models than `fewest`, and `DataError` where two of them share less than
     `min_shared` of the items of the smaller one, or nothing; where an item belongs to two clusters; where a model has
     no score at all.
     """
@@ -92,7 +94,7 @@ def match(logs: Mapping[str, Log], *, metric: str, models: Sequence[str] = (), m
     for source, log in logs.items():
         _fill(log, source, metric, names, tables, statuses)
     tables = {model: items for model, items in tables.items() if items}
-    if len(tables) < 2:
+    if len(tables) < fewest:
         there = f"only {next(iter(tables))!r}" if tables else "no model"
         raise ConfigError(f"a comparison takes two models; there is {there}. Give a second file, or one with several.")
     for model, items in tables.items():
@@ -139,6 +141,8 @@ def _refuse_unlike(tables: Mapping[str, Mapping[str, _Item]], min_shared: float)
         one, other = (tables[name].keys() for name in pair)
         return len(one & other) / min(len(one), len(other))
 
+    if len(tables) < 2:
+        return
     one, other = min(combinations(tables, 2), key=shared)
     share = shared((one, other))
     if share >= min_shared and share > 0:

@@ -26,11 +26,12 @@ KINDS: dict[str, Kind] = {
     "alpaca_eval annotations.json": Kind(judgments.is_alpaca_eval, judgments.read_alpaca_eval),
     "MT-Bench single judgments (FastChat)": Kind(judgments.is_mt_bench, judgments.read_mt_bench),
     "MT-Bench pair judgments (FastChat)": Kind(judgments.is_mt_bench_pair, judgments.read_mt_bench_pairs),
+    "consilience scores.jsonl": Kind(tables.is_scores, tables.read_scores),
     "consilience task-*.jsonl": Kind(tables.is_answers, tables.read_answers),
     "consilience likelihood.jsonl": Kind(tables.is_likelihood, tables.read_likelihood),
     "a table with item and score (CSV, TSV, JSON, JSONL, Parquet)": Kind(tables.is_table, tables.read_table),
 }
-IN_FOLDERS = ("samples_*.jsonl", "task-*.jsonl", "*.eval")
+IN_FOLDERS = ("scores.jsonl", "samples_*.jsonl", "task-*.jsonl", "*.eval")
 
 
 def read_log(path: Path, *, cluster: str | None = None) -> Log:

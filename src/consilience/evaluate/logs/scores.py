@@ -20,7 +20,10 @@ class Status(StrEnum):
     UNREADABLE = "no readable answer, counted as wrong"
     CUT_OFF = "reply cut off, counted as wrong"
     NOT_ASKED = "not asked: the template refuses it, counted as wrong"
+    REFUSED = "reply withheld by a filter, counted as wrong"
     # The measurement's doing: there is no score.
+    NO_REPLY = "no reply to judge"
+    JUDGE_REFUSED = "the judge refused"
     UNPARSED = "unparsed verdict"
     OUT_OF_RANGE = "out of range"
     UNSCORED = "not scored"

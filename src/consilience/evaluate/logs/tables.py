@@ -137,3 +137,55 @@ def read_likelihood(source: Source, cluster: str | None) -> Log:
         item_kind="chats",
         cluster_kind=cluster or "openings",
     )
+
+
+def is_scores(row: Mapping[str, Any]) -> bool:
+    """The scores of one of our evaluations."""
+    return {"task", "metric", "model", "item", "value", "status"} <= row.keys()
+
+
+def read_scores(source: Source, cluster: str | None) -> Log:
+    """What `consilience evaluate` scored: a metric is called `task: metric`."""
+    scores: list[Score] = []
+    metrics: dict[str, Metric] = {}
+    judges: dict[str, None] = {}
+    for where, row in source.rows:
+        if not is_scores(row) or row["status"] not in STATUSES:
+            raise DataError(f"{where}: expected a score with 'task', 'metric', 'item', 'value' and a known 'status'.")
+        metric = printable(f"{row['task']}: {row['metric']}")
+        value, _ = number_of(row["value"])
+        scores.append(
+            Score(
+                model=printable(str(row["model"])),
+                metric=metric,
+                item=printable(str(row["item"])),
+                value=value,
+                status=STATUSES[row["status"]],
+                sample=str(row.get("sample") or ""),
+                cluster=field_of(row, cluster, where) if cluster else printable(str(row.get("cluster") or "")),
+                category=printable(str(row.get("category") or "")),
+                weight=float(row.get("weight", 1.0)),
+            )
+        )
+        scale = row.get("scale")
+        metrics[metric] = Metric((scale[0], scale[1]) if scale else None)
+        if row.get("judge"):
+            judges[printable(str(row["judge"]))] = None
+    return Log(
+        kind="evaluation (consilience)",
+        scores=scores,
+        metrics=metrics,
+        cluster_kind=cluster or "clusters",
+        judged=", ".join(judges),
+    )
+
+
+STATUSES = {str(status): status for status in Status}
+
+
+def scores_row(task: str, score: Score, metric: Metric, judge: str) -> dict[str, Any]:
+    """One line of `scores.jsonl`, which `read_scores` reads."""
+    row: dict[str, Any] = {"task": task, **score._asdict()}
+    row["value"] = None if math.isnan(score.value) else score.value
+    row["status"] = score.status.value
+    return row | {"scale": metric.scale and [*metric.scale], "judge": judge}

@@ -1,0 +1,48 @@
+"""`consilience evaluate`: a thin door to `pipelines.evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: models and tasks; ready ones are in recipes/.")],
+    out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
+    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Models on tasks: replies, scores, paired differences with intervals, and a report."""
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.evaluate import evaluate_recipe
+
+        found = evaluate_recipe(recipe, out, overrides, on_progress=on_progress)
+    if as_json:
+        print(json.dumps(dict(found.results) | {"run": str(found.run), "report": str(found.report)}))
+        return
+    print(_table(found.results) + f"\n\nreport  {found.report}")
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    """Every task's comparisons, and once for all what the intervals leave out."""
+    from consilience.cli.comparison_table import brief_comparison
+    from consilience.evaluate.logs import printable
+
+    blocks, left_out = [], dict[str, None]()
+    for name, task in results["tasks"].items():
+        for metric, result in task["comparisons"].items():
+            blocks.append(f"== {printable(name)}: {metric}")
+            missing = [f"{model}: no score; {told}" for model, told in result["not_measured"].items()]
+            blocks.append(result["refused"] if "refused" in result else brief_comparison(result))
+            blocks += missing
+            left_out |= dict.fromkeys(result.get("not_included", ()))
+    foot = ["The intervals do not include:", *(f"- {line}" for line in left_out)]
+    return "\n\n".join([*blocks, "\n".join(foot)])

@@ -1,0 +1,234 @@
+"""What a model replied to the prompts of a task: asked once, on disk as it comes, gone on with after a stop.
+
+{"task", "item", "turn", "sample", "model", "prompt": [{"role", "content"}], "reply", "status", "tokens", "detail",
+ "sampling"}                                                             one line of a file of records
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from consilience.errors import DataError
+from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
+from consilience.records import Message, read_rows, write_jsonl
+
+CHUNK = 256  # prompts between two writes: what a stop can cost a model in this process
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt of a task: a turn of an item. `sample` is the number of the first reply to it."""
+
+    item: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    turn: int = 1
+    sample: int = 0
+
+    def prompt(self, task: str) -> Prompt:
+        """The prompt under an id that names its random numbers: no two of a run are called alike."""
+        parts = [task, self.item, *([f"turn {self.turn}", str(self.sample)] if self.turn > 1 else [])]
+        return Prompt("/".join(parts), self.messages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A reply and everything that made it."""
+
+    task: str
+    item: str
+    turn: int
+    sample: int
+    model: str
+    messages: tuple[Message, ...]
+    reply: str
+    status: ReplyStatus
+    tokens: int
+    detail: str
+    sampling: str  # a hash of the settings it was drawn with
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of a file of records."""
+        prompt = [{"role": message.role, "content": message.content} for message in self.messages]
+        names = ("task", "item", "turn", "sample", "model")
+        how = {"reply": self.reply, "status": self.status.value, "tokens": self.tokens, "detail": self.detail}
+        return {name: getattr(self, name) for name in names} | {"prompt": prompt} | how | {"sampling": self.sampling}
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records that `ask` wrote to `path`."""
+    return [_record(row) for _, row in read_rows(path)]
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    plain = {key: value for key, value in row.items() if key != "prompt"}
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
+    return Record(**{**plain, "messages": messages, "status": ReplyStatus(row["status"])})
+
+
+def ask(
+    sampler: Sampler,
+    task: str,
+    asked: Sequence[Asked],
+    path: Path,
+    *,
+    on_progress: OnProgress = lambda done, total: None,
+) -> list[Record]:
+    """Every reply to every prompt, in order, written to `path` in chunks; whole chunks that are there stay.
+
+    A chunk is sampled as a whole or not at all, so that what a model in this process replies after a stop is, bit for
+    bit, what it would have replied without. A server's replies are kept by its cache, within a chunk too.
+    """
+    chunks = [*_chunks(asked)]
+    records = _whole_chunks(path, task, chunks)
+    write_jsonl(path, (record.to_json() for record in records))
+    total, known = sum(one.sampling.samples for one in asked), len(records)
+    on_progress(known, total)
+    until = 0
+    for chunk in chunks:
+        until += sum(one.sampling.samples for one in chunk)
+        if until <= known:
+            continue
+        found = _ask_chunk(sampler, task, chunk, partial(_add, on_progress, len(records), total))
+        records += found
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in found))
+    return records
+
+
+def _add(on_progress: OnProgress, before: int, total: int, new: int) -> None:
+    on_progress(before + new, total)
+
+
+def _chunks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
+    """Prompts with the same settings, CHUNK at a time; settings in the order in which they first appear."""
+    alike: dict[Sampling, list[Asked]] = {}
+    for one in asked:
+        alike.setdefault(one.sampling, []).append(one)
+    for same in alike.values():
+        for begin in range(0, len(same), CHUNK):
+            yield same[begin : begin + CHUNK]
+
+
+def _whole_chunks(path: Path, task: str, chunks: Sequence[Sequence[Asked]]) -> list[Record]:
+    """The records of the first chunks, as far as they are all there; a stop may have cut the last line."""
+    if not path.is_file():
+        return []
+    rows: list[Mapping[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    whole = 0
+    for chunk in chunks:
+        size = sum(one.sampling.samples for one in chunk)
+        if whole + size > len(rows):
+            break
+        whole += size
+    return [_record(row) for row in rows[:whole]]
+
+
+def _ask_chunk(sampler: Sampler, task: str, chunk: Sequence[Asked], on_reply: Callable[[int], None]) -> list[Record]:
+    sampling = chunk[0].sampling
+    prompts = [one.prompt(task) for one in chunk]
+    replies: dict[str, dict[int, Reply]] = defaultdict(dict)
+    for count, reply in enumerate(sampler.sample(prompts, sampling), start=1):
+        replies[reply.id][reply.sample] = reply
+        on_reply(count)
+    name = hash_of(sampling)
+    return [
+        Record(
+            task=task,
+            item=one.item,
+            turn=one.turn,
+            sample=one.sample + sample,
+            model=sampler.name,
+            messages=one.messages,
+            reply=reply.text,
+            status=reply.status,
+            tokens=reply.tokens,
+            detail=reply.detail,
+            sampling=name,
+        )
+        for one, prompt in zip(chunk, prompts)
+        for sample, reply in sorted(replies[prompt.id].items())
+    ]
+
+
+def hash_of(sampling: Sampling) -> str:
+    """A short name of the settings that replies were drawn with."""
+    text = json.dumps(sampling.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+REPLY_FIELDS = ("reply", "output", "response", "answer", "completion")
+
+
+class FinishedAnswers:
+    """A `Sampler` whose replies are in a file: our records, FastChat's model answers, alpaca_eval's outputs, or rows
+    with `id` or `prompt` and one of REPLY_FIELDS.
+
+    A reply is found by the item's id, else by the text of the prompt's last turn. Raises `DataError` at a row that
+    holds no reply.
+    """
+
+    def __init__(self, name: str, path: Path, task: str) -> None:
+        self.name, self.path = name, path
+        self._by_id: dict[str, dict[int, str]] = defaultdict(dict)
+        self._by_text: dict[str, dict[int, str]] = defaultdict(dict)
+        for where, row in read_rows(path):
+            if not isinstance(row, Mapping):
+                raise DataError(f"{where}: got {type(row).__name__}, expected an object with a reply.")
+            if row.get("task") in (None, task):
+                self._keep(where, row, task)
+        if not (self._by_id or self._by_text):
+            raise DataError(f"{path} holds no replies to the task {task!r}.")
+
+    def _keep(self, where: str, row: Mapping[str, Any], task: str) -> None:
+        if isinstance(row.get("choices"), Sequence) and "question_id" in row:  # FastChat
+            for sample, choice in enumerate(row["choices"]):
+                for turn, text in enumerate(choice["turns"], start=1):
+                    asked = Asked(str(row["question_id"]), (), Sampling(), turn, sample if turn > 1 else 0)
+                    self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = str(text)
+            return
+        text = next((row[key] for key in REPLY_FIELDS if isinstance(row.get(key), str)), None)
+        if text is None:
+            raise DataError(f"{where}: no reply; expected one of {', '.join(REPLY_FIELDS)} among {sorted(row)}.")
+        sample, turn = int(row.get("sample") or 0), int(row.get("turn") or 1)
+        id_ = next((row[key] for key in ("item", "id", "key", "question_id") if row.get(key) is not None), None)
+        if id_ is not None:
+            asked = Asked(str(id_), (), Sampling(), turn, sample if turn > 1 else 0)
+            self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = text
+        said = row.get("prompt", row.get("instruction"))
+        if isinstance(said, Sequence) and not isinstance(said, str) and said:
+            said = said[-1].get("content") if isinstance(said[-1], Mapping) else None
+        if isinstance(said, str):
+            self._by_text[said][sample] = text
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+        """The replies in the file; what it has none of is missing. Raises `DataError` where it has none at all."""
+        found = 0
+        for prompt in prompts:
+            texts = self._by_id.get(prompt.id) or self._by_text.get(prompt.messages[-1].content) or {}
+            for sample in range(sampling.samples):
+                text = texts.get(sample)
+                if text is None:
+                    yield Reply(prompt.id, sample, "", ReplyStatus.MISSING, detail=f"not in {self.path.name}")
+                else:
+                    found += 1
+                    yield Reply(prompt.id, sample, text, ReplyStatus.OK if text.strip() else ReplyStatus.EMPTY)
+        if prompts and not found:
+            known = [*self._by_id, *self._by_text][:3]
+            raise DataError(
+                f"{self.path} has no reply to any of {len(prompts)} prompts such as {prompts[0].id!r}; it has "
+                f"{', '.join(repr(name[:60]) for name in known)}. Match them by id, or by the text of the prompt."
+            )

@@ -1,0 +1,277 @@
+"""The whole of `consilience evaluate`: every model answers every task, replies are scored, models compared in pairs.
+
+RUN/answers/TASK/MODEL/    records.jsonl: prompt, reply and status; of multiple choice: likelihoods.jsonl
+RUN/scores.jsonl           every score of every reply, with its status: what `consilience compare RUN` reads
+RUN/results.json report.html
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from consilience.config import load_recipe
+from consilience.errors import DataError
+from consilience.evaluate.answers import FinishedAnswers, Record, ask, read_records
+from consilience.evaluate.checked import CheckedSettings, CheckedTask, IfevalSettings, checked_task, ifeval_task
+from consilience.evaluate.choice import ChoiceSettings, ChoiceTask, choice_task, read_likelihoods, write_likelihoods
+from consilience.evaluate.logs import Log, Score, scores_row
+from consilience.models import Sampler
+from consilience.pipelines.compare import CompareSettings, compared
+from consilience.pipelines.evaluation_recipe import EvaluateRecipe
+from consilience.pipelines.recipe import Places
+from consilience.records import write_jsonl
+from consilience.report.evaluation import write_evaluation_report
+from consilience.run import RunFolder, fingerprint, open_run, versions, write_json
+
+OnProgress = Callable[[str, int, int], None]
+Task = CheckedTask | ChoiceTask
+SAMPLES = 3  # replies of every task that the report shows
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """Where a finished run left what it made, and the results that its report shows."""
+
+    run: Path
+    report: Path
+    results: Mapping[str, Any]
+
+
+def evaluate_recipe(
+    path: Path, out: Path, overrides: Sequence[str] = (), *, on_progress: OnProgress = lambda what, done, total: None
+) -> EvaluateResult:
+    """Runs the recipe at `path` into the run folder `out`, or goes on with the run that is there.
+
+    Raises `ConfigError`, `DataError` or `BackendError` for what the user can put right.
+    """
+    recipe = load_recipe(path, EvaluateRecipe, overrides)
+    places = Places(path.parent, out)
+    settings = recipe.model_dump(mode="json", exclude={"title", "note", "margins", "reference", "level"})
+    with open_run(out, settings, _fingerprints(recipe, places)) as run:
+        return _Evaluation(recipe, places, run, on_progress).carry_out()
+
+
+def _fingerprints(recipe: EvaluateRecipe, places: Places) -> dict[str, str]:
+    """A hash of every model and file that the recipe names; the run's own tiny world follows from its seed."""
+    found: dict[str, Path] = {}
+    for name, model in recipe.models.items():
+        if model.path is not None and not places.is_made_here(model.path):
+            found[f"models.{name}"] = places.model(model.path)
+        files = model.answers if isinstance(model.answers, dict) else {"": model.answers} if model.answers else {}
+        found |= {f"models.{name}.answers.{task}".rstrip("."): places.file(file) for task, file in files.items()}
+    for name, task in recipe.tasks.items():
+        files = {"path": task.path}
+        if isinstance(task, CheckedSettings) and task.function:
+            files["function"] = task.function.rpartition(":")[0]
+        found |= {
+            f"tasks.{name}.{key}": places.file(file) for key, file in files.items() if not places.is_made_here(file)
+        }
+    for key, file in found.items():
+        if not file.exists():
+            raise DataError(f"{key}: no file {str(file)!r}. Paths are relative to the recipe ({places.recipe_folder}).")
+    return {key: fingerprint(file) for key, file in found.items()}
+
+
+class _Evaluation:
+    """One run of a recipe."""
+
+    def __init__(self, recipe: EvaluateRecipe, places: Places, run: RunFolder, on_progress: OnProgress) -> None:
+        self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
+
+    def carry_out(self) -> EvaluateResult:
+        if self.recipe.tiny is not None:
+            self.run.stage("tiny", self._make_tiny)
+        tasks = {name: self._read_task(name) for name in self.recipe.tasks}
+        for task in tasks.values():
+            _refuse_one_unit(task)
+        for name in self.recipe.models:
+            model = _Model(self.recipe, self.places, name)
+            for task in tasks.values():
+                self._answer(model, task)
+        scores = {name: self._scores(task) for name, task in tasks.items()}
+        rows = (
+            scores_row(name, score, tasks[name].metrics[score.metric], "") for name in tasks for score in scores[name]
+        )
+        write_jsonl(self.run.path / "scores.jsonl.partial", rows)
+        (self.run.path / "scores.jsonl.partial").rename(self.run.path / "scores.jsonl")
+        results = {
+            "title": self.recipe.title,
+            "note": self.recipe.note,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "recipe": yaml.safe_dump(
+                self.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+            ),
+            "level": self.recipe.level,
+            "models": {name: {"about": self._about(name)} for name in self.recipe.models},
+            "tasks": {name: self._result(task, scores[name]) for name, task in tasks.items()},
+        }
+        write_json(self.run.path / "results.json", results)
+        report = self.run.path / "report.html"
+        write_evaluation_report(results, report)
+        return EvaluateResult(self.run.path, report, results)
+
+    def _make_tiny(self, folder: Path) -> None:
+        from consilience.pipelines.tiny import make_tiny_world
+
+        assert self.recipe.tiny is not None
+        make_tiny_world(
+            folder,
+            seed=self.recipe.tiny.seed,
+            steps_scale=self.recipe.tiny.steps_scale,
+            on_progress=lambda what, done, total: self.on_progress(f"tiny {what}", done, total),
+        )
+
+    def _read_task(self, name: str) -> Task:
+        settings = self.recipe.tasks[name]
+        seeded = settings.sampling.model_copy(update={"seed": self.recipe.sampling_seed(name)})
+        settings = settings.model_copy(update={"sampling": seeded})
+        if isinstance(settings, ChoiceSettings):
+            return choice_task(name, settings, self.places.file)
+        if isinstance(settings, IfevalSettings):
+            return ifeval_task(name, settings, self.places.file)
+        return checked_task(name, settings, self.places.file)
+
+    def _answers(self, task: str, model: str) -> Path:
+        return self.run.path / "answers" / task / model
+
+    def _answer(self, model: _Model, task: Task) -> None:
+        """The stage that asks one model all of a task."""
+
+        def make(folder: Path) -> None:
+            on_progress = partial(self.on_progress, f"{task.name} {model.name}")
+            if isinstance(task, ChoiceTask):
+                found = task.likelihoods(model.loaded, on_progress=on_progress)
+                write_likelihoods(folder / "likelihoods.jsonl", found)
+                return
+            sampler = model.sampler(task.name)
+            records: list[Record] = []
+            turn = 1
+            while asked := task.asked(turn, records):
+                records += ask(sampler, task.name, asked, folder / f"turn-{turn}.jsonl", on_progress=on_progress)
+                turn += 1
+            write_jsonl(folder / "records.jsonl", (record.to_json() for record in records))
+            for part in folder.glob("turn-*.jsonl"):
+                part.unlink()
+
+        self.run.stage(f"answers/{task.name}/{model.name}", make)
+
+    def _scores(self, task: Task) -> list[Score]:
+        scores: list[Score] = []
+        for model in self.recipe.models:
+            folder = self._answers(task.name, model)
+            if isinstance(task, ChoiceTask):
+                scores += task.scores(read_likelihoods(folder / "likelihoods.jsonl"))
+            else:
+                scores += task.scores(read_records(folder / "records.jsonl"))
+        return scores
+
+    def _result(self, task: Task, scores: Sequence[Score]) -> dict[str, Any]:
+        return {
+            "kind": task.settings.kind,
+            "items": len(task.items),
+            "comparisons": {metric: self._comparison(task, metric, scores) for metric in task.metrics},
+            "samples": self._samples(task),
+        }
+
+    def _comparison(self, task: Task, metric: str, scores: Sequence[Score]) -> dict[str, Any]:
+        """As `consilience compare` has it; a model without any score is named apart, with what became of its items."""
+        mine = [score for score in scores if score.metric == metric]
+        measured = {score.model for score in mine if not math.isnan(score.value)}
+        log = Log(
+            kind="evaluation (consilience)",
+            scores=[score for score in mine if score.model in measured],
+            metrics=task.metrics,
+            item_kind=task.item_kind,
+        )
+        left_out = {
+            model: dict(Counter(str(score.status) for score in mine if score.model == model))
+            for model in self.recipe.models
+            if model not in measured
+        }
+        settings = CompareSettings(
+            metric=metric,
+            level=self.recipe.level,
+            margin=self.recipe.margins.get(task.name),
+            reference=self.recipe.reference if self.recipe.reference in measured else None,
+        )
+        if not measured:
+            return {"metric": metric, "not_measured": left_out, "refused": "no model has a score on any item"}
+        try:
+            return compared({task.name: log}, settings, fewest=1) | {"not_measured": left_out}
+        except DataError as error:  # so few items were scored that no spread is known: said beside the other results
+            return {"metric": metric, "not_measured": left_out, "refused": str(error)}
+
+    def _about(self, name: str) -> str:
+        model = self.recipe.models[name]
+        return str(model.path) if model.path is not None else "finished replies"
+
+    def _samples(self, task: Task) -> list[dict[str, Any]]:
+        """The first items with every model's reply: not chosen by hand."""
+        if isinstance(task, ChoiceTask):
+            return []
+        by_item: dict[str, dict[str, Record]] = {item.id: {} for item in task.items[:SAMPLES]}
+        for model in self.recipe.models:
+            for record in read_records(self._answers(task.name, model) / "records.jsonl"):
+                if record.item in by_item and (record.turn, record.sample) == (1, 0):
+                    by_item[record.item][model] = record
+        return [
+            {
+                "prompt": next(iter(found.values())).messages[-1].content,
+                "replies": {model: {"text": one.reply, "status": one.status.value} for model, one in found.items()},
+            }
+            for found in by_item.values()
+            if found
+        ]
+
+
+class _Model:
+    """A model of the recipe, loaded when it is first asked something."""
+
+    def __init__(self, recipe: EvaluateRecipe, places: Places, name: str) -> None:
+        self.recipe, self.places, self.name = recipe, places, name
+        self.settings = recipe.models[name]
+
+    @cached_property
+    def loaded(self) -> Any:
+        import torch
+
+        from consilience.models import load_model
+
+        gc.collect()  # the model before it is given back first: two may not fit together
+        if self.recipe.threads:
+            torch.set_num_threads(self.recipe.threads)
+        assert self.settings.path is not None
+        return load_model(
+            self.places.model(self.settings.path),
+            name=self.name,
+            dtype=self.settings.dtype,
+            code=self.recipe.trust_remote_code,
+        )
+
+    def sampler(self, task: str) -> Sampler:
+        """Who answers the task's prompts."""
+        finished = self.settings.answers_to(task)
+        if finished is not None:
+            return FinishedAnswers(self.name, self.places.file(finished), task)
+        from consilience.models import LocalSampler
+
+        return LocalSampler(self.loaded, self.settings.batch_size)
+
+
+def _refuse_one_unit(task: Task) -> None:
+    """Raises `DataError` before anything is asked: a spread takes two independent units."""
+    units = {item.cluster or item.id for item in task.items}
+    if len(units) < 2:
+        what = f"all {len(task.items)} items are of one cluster" if len(task.items) > 1 else "it has one item"
+        raise DataError(f"task {task.name}: {what}, {next(iter(units))!r}; an interval takes at least two.")

@@ -1,0 +1,136 @@
+"""Replies on disk: asked once, gone on with after a stop, found in the files that people have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consilience.errors import ConfigError, DataError
+from consilience.evaluate import answers
+from consilience.evaluate.answers import Asked, FinishedAnswers, ask, read_records
+from consilience.evaluate.questions import fields_of, fill
+from consilience.models import Prompt, Reply, ReplyStatus, Sampling
+from consilience.records import Message
+
+
+class Echo:
+    """Replies with the prompt and the sample's number; remembers what it was asked."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+        for prompt in reversed(prompts):  # any order is allowed
+            for sample in range(sampling.samples):
+                self.asked.append(prompt.id)
+                yield Reply(prompt.id, sample, f"{prompt.messages[-1].content}! {sample}", ReplyStatus.OK, 2)
+
+
+WARM, COLD = Sampling(temperature=1, samples=2), Sampling()
+ASKED = [Asked(f"q{i}", (Message("user", f"say {i}"),), WARM if i % 3 else COLD) for i in range(10)]
+
+
+def test_every_reply_is_there_once_and_in_order(tmp_path: Path) -> None:
+    records = ask(Echo(), "task", ASKED, tmp_path / "r.jsonl")
+    assert read_records(tmp_path / "r.jsonl") == records
+    assert sorted((record.item, record.sample) for record in records) == sorted(
+        (one.item, sample) for one in ASKED for sample in range(one.sampling.samples)
+    )
+    assert records[0].reply == "say 0! 0"
+    assert len({record.sampling for record in records}) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, 300, 900, 10_000])
+def test_a_stopped_file_is_gone_on_with_to_the_same_end(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "CHUNK", 3)
+    whole = tmp_path / "whole.jsonl"
+    ask(Echo(), "task", ASKED, whole)
+    stopped = tmp_path / "stopped.jsonl"
+    stopped.write_bytes(whole.read_bytes()[:kept])
+    again = Echo()
+    ask(again, "task", ASKED, stopped)
+    assert stopped.read_bytes() == whole.read_bytes()
+    if kept == 10_000:
+        assert again.asked == []
+    elif kept == 900:
+        assert 0 < len(set(again.asked)) < len(ASKED)
+
+
+def test_random_numbers_are_named_by_task_item_turn_and_sample() -> None:
+    ids = [
+        Asked("q", (), COLD).prompt("a").id,
+        Asked("q", (), COLD).prompt("b").id,
+        Asked("q", (), COLD, turn=2).prompt("a").id,
+        Asked("q", (), COLD, turn=2, sample=1).prompt("a").id,
+    ]
+    assert len(set(ids)) == 4
+
+
+def lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"id": "q1", "reply": "one"}],
+        [{"key": "q1", "response": "one"}],
+        [{"task": "t", "item": "q1", "turn": 1, "reply": "one"}, {"task": "u", "item": "q1", "reply": "x"}],
+        [{"instruction": "say 1", "output": "one", "generator": "m"}],
+        [{"prompt": "say 1", "response": "one"}],
+        [{"prompt": [{"role": "user", "content": "say 1"}], "reply": "one"}],
+        [{"question_id": "q1", "model_id": "m", "choices": [{"index": 0, "turns": ["one", "two"]}]}],
+    ],
+)  # fmt: skip
+def test_finished_replies_of_every_shape(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+    asked = [Asked(f"q{i}", (Message("user", f"say {i}"),), COLD).prompt("t") for i in (1, 2)]
+    found = {reply.id: (reply.text, reply.status.value) for reply in finished.sample(asked, COLD)}
+    assert found == {"t/q1": ("one", "ok"), "t/q2": ("", "missing")}
+
+
+def test_finished_second_turns_and_samples(tmp_path: Path) -> None:
+    rows = [{"question_id": 7, "choices": [{"turns": ["a1", "a2"]}, {"turns": ["b1", "b2"]}]}]
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+    first = [Asked("7", (Message("user", "x"),), WARM).prompt("t")]
+    assert [reply.text for reply in finished.sample(first, WARM)] == ["a1", "b1"]
+    second = [Asked("7", (Message("user", "y"),), COLD, turn=2, sample=sample).prompt("t") for sample in (0, 1)]
+    assert [reply.text for reply in finished.sample(second, COLD)] == ["a2", "b2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"id": 1, "text": "x"}], "no reply; expected one of reply, output"),
+        ([{"task": "other", "item": "1", "reply": "x"}], "holds no replies to the task 't'"),
+        (["x"], "got str, expected an object"),
+    ],
+)
+def test_files_without_replies(rows: list[Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
+        FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+
+
+def test_a_file_of_other_items_is_refused_with_examples(tmp_path: Path) -> None:
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", [{"id": "z", "reply": "x"}]), "t")
+    with pytest.raises(DataError, match=r"no reply to any of 1 prompts such as 't/q'; it has 't/z'"):
+        list(finished.sample([Asked("q", (Message("user", "x"),), COLD).prompt("t")], COLD))
+
+
+def test_a_template_reads_fields_and_never_what_is_in_them() -> None:
+    row = {"question": "{answer} {", "answer": "}"}
+    assert fill("Q: {question} {{x}}", row) == "Q: {answer} { {x}"
+    for template, says in [("{question", "without its other half"), ("}", "without its other half"), ("{}", "name of")]:
+        with pytest.raises(ConfigError, match=says):
+            fields_of(template)
+    with pytest.raises(ConfigError, match=r"\{questoin\}, which the rows have not. Did you mean 'question'"):
+        fill("{questoin}", row)
