@@ -17,6 +17,7 @@ from consilience.cli.compare import compare, power
 from consilience.cli.evaluate import evaluate
 from consilience.cli.gold import gold
 from consilience.cli.merge import merge
+from consilience.cli.prefer import prefer
 from consilience.cli.search import search
 from consilience.cli.serve import serve
 from consilience.errors import ConsilienceError
@@ -117,7 +118,7 @@ def demo(
 
 
 app.add_typer(gold, name="gold")
-for command in (align, compare, evaluate, merge, power, search, serve):
+for command in (align, compare, evaluate, merge, power, prefer, search, serve):
     app.command()(command)
 
 

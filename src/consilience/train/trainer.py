@@ -279,8 +279,9 @@ def _last_whole(checkpoints: Path) -> Path | None:
 
 
 def _record(entry: Mapping[str, Any]) -> StepRecord:
-    names = ("loss", "gold", "fusion", "chunk", "learning_rate")
-    return {"step": entry["step"]} | {name: entry[name] for name in names if name in entry}  # type: ignore[return-value]
+    not_ours = ("step", "epoch", "grad_norm")  # what Trainer logs beside the objective's sums and the learning rate
+    sums = {name: value for name, value in entry.items() if name not in not_ours}
+    return {"step": entry["step"]} | sums  # type: ignore[return-value]
 
 
 def _with_adapters(model: Any, settings: LoraSettings) -> Any:

@@ -1,0 +1,39 @@
+"""`consilience prefer`: a thin door to `pipelines.prefer`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prefer(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; ready ones are in recipes/.")],
+    out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
+    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Align a chat model online: rounds of sample, judge, pair, train, swap the reference; every arm in one report."""
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.prefer import prefer_recipe
+
+        result = prefer_recipe(recipe, out, overrides, on_progress=on_progress)
+    from consilience.run import rank_of_this_process
+
+    if rank_of_this_process():  # of several processes the first one speaks
+        return
+    if as_json:
+        paths = {name: str(getattr(result, name).resolve()) for name in ("run", "model", "report")}
+        shown = ("baseline", "start", "arms", "decompositions")
+        print(json.dumps(paths | {key: result.results[key] for key in shown}))
+        return
+    from consilience.cli.preference_table import preference_table
+
+    print(preference_table(result.results))
+    print(f"\nmodel   {result.model}\nreport  {result.report}")

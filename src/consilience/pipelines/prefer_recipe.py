@@ -1,0 +1,164 @@
+"""The recipe of `consilience prefer`: the model, the data, the judge, and the arms that are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from consilience.config import Settings
+from consilience.errors import ConfigError, nearest
+from consilience.models import Sampling
+from consilience.pipelines.recipe import FILE_NAME
+from consilience.prefer.reward import JudgeSettings
+from consilience.prefer.rounds import ArmSettings
+
+POLICY = "policy"  # the only arm of a recipe that names none
+NESTED = ("loss", "sample", "train")  # blocks of which an arm may give single keys
+
+
+class TinyPreferenceSettings(Settings):
+    """Makes a tiny chat model and a known reward for every seed; `tiny:NAME` in the recipe then points to them."""
+
+    pairs: int = Field(288, ge=6)
+    held_out: int = Field(96, ge=2)
+    steps_scale: float = Field(1.0, gt=0, description="shorter pretraining for tests")
+
+
+class PreferenceDataSettings(Settings):
+    """Prompts with a chosen and a rejected reply each, or prompts alone: JSONL, JSON or Parquet."""
+
+    path: str
+    limit: int | None = Field(None, ge=1)
+
+
+class HeldOutPromptsSettings(Settings):
+    """Prompts that policies are measured on: a file of their own, or the last share of `data`."""
+
+    path: str | None = None
+    share: float | None = Field(None, gt=0, lt=1)
+    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.share is None):
+            raise ConfigError("held_out takes either path or share, not both and not neither")
+        return self
+
+
+class MeasureSettings(Settings):
+    """How every policy is measured; the KL from the start is unbiased at temperature 1 without top_k and top_p."""
+
+    sample: Sampling = Sampling(temperature=1.0, max_new_tokens=1024)
+    level: float = Field(0.95, gt=0, lt=1)
+
+
+class PreferRecipe(ArmSettings):
+    """A chat model, preference data and a judge in; one aligned model per round and arm, and a report, out.
+
+    The settings of an arm may stand beside `arms`, as the default of all of them.
+    """
+
+    title: str = "Aligned model"
+    note: str | None = None
+    tiny: TinyPreferenceSettings | None = None
+    model: str
+    data: PreferenceDataSettings
+    held_out: HeldOutPromptsSettings = HeldOutPromptsSettings(share=0.05)
+    judge: JudgeSettings
+    rounds: int = Field(3, ge=1)
+    prompts_per_round: int | None = Field(None, ge=1, description="default: the data in equal parts")
+    arms: dict[str, dict[str, Any]] = Field({POLICY: {}}, description="name: what differs from the recipe's settings")
+    baseline: str | None = Field(None, description="the arm that the others are compared with; default: the first")
+    measure: MeasureSettings = MeasureSettings()
+    result: str | None = Field(None, description="the arm that is handed over; default: the last")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each repeats everything, for intervals over runs")
+    threads: int | None = Field(None, ge=1)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if not self.arms:
+            raise ConfigError("arms is empty; leave it out for a single arm")
+        for name in self.arms:
+            if not FILE_NAME.fullmatch(name) or name == "start":
+                raise ConfigError(
+                    f"{name!r} cannot name an arm; expected letters, digits, '_', '-' and '.', not 'start'"
+                )
+        for key, arm in (("baseline", self.baseline), ("result", self.result)):
+            if arm is not None and arm not in self.arms:
+                raise ConfigError(f"{key}: no arm is called {arm!r}.{nearest(arm, self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds holds a number twice: {self.seeds}")
+        self.of_arms()
+        return self
+
+    @property
+    def baseline_name(self) -> str:
+        return self.baseline or next(iter(self.arms))
+
+    @property
+    def result_name(self) -> str:
+        return self.result or [*self.arms][-1]
+
+    def of_arms(self) -> dict[str, ArmSettings]:
+        """The settings of every arm: its own over the recipe's. Those that learn from another's pairs come after it."""
+        found = {name: self._of_arm(name, changes) for name, changes in self.arms.items()}
+        for name, settings in found.items():
+            source = settings.data_from
+            if source is None:
+                continue
+            if source not in found:
+                raise ConfigError(f"arms.{name}.data_from: no arm is called {source!r}.{nearest(source, found)}")
+            if found[source].data_from is not None:
+                raise ConfigError(f"arms.{name}.data_from: {source} has no pairs of its own")
+        return dict(sorted(found.items(), key=lambda item: item[1].data_from is not None))
+
+    def _of_arm(self, name: str, changes: dict[str, Any]) -> ArmSettings:
+        from consilience.config import parse
+
+        fields = ArmSettings.model_fields
+        tree: dict[str, Any] = {key: getattr(self, key) for key in fields}
+        tree = {key: value.model_dump() if isinstance(value, Settings) else value for key, value in tree.items()}
+        for key, value in changes.items():
+            merges = key in NESTED and isinstance(value, dict)
+            tree[key] = {**tree[key], **value} if merges else value
+        return parse(tree, ArmSettings, where=f"arms.{name}")
+
+    def decompositions(self) -> list[tuple[str, str, str]]:
+        """`(arm, on the same data, baseline)`: an arm, its twin that learns from the baseline's pairs, the baseline."""
+        settings = self.of_arms()
+        found = []
+        for twin, of_twin in settings.items():
+            for arm, of_arm in settings.items():
+                same = of_arm.data_from is None and of_twin == of_arm.model_copy(
+                    update={"data_from": of_twin.data_from}
+                )
+                if of_twin.data_from not in (None, arm) and same:
+                    found.append((arm, twin, str(of_twin.data_from)))
+        return found
+
+
+def files_of(recipe: PreferRecipe) -> dict[str, str]:
+    """The data files and functions that the recipe names, by key."""
+    files = {"data": recipe.data.path, "judge.function": recipe.judge.function.rpartition(":")[0]}
+    if recipe.held_out.path:
+        files["held_out"] = recipe.held_out.path
+    return files
+
+
+def models_of(recipe: PreferRecipe) -> dict[str, str]:
+    """The models that the recipe names, by key."""
+    models = {"model": recipe.model}
+    for name, settings in recipe.of_arms().items():
+        if settings.third not in ("policy", "start"):
+            models[f"arms.{name}.third"] = settings.third
+        if settings.reference not in ("previous", "start"):
+            models[f"arms.{name}.reference"] = settings.reference
+    return models
+
+
+def folder_of_seed(recipe: PreferRecipe, out: Path, seed: int) -> Path:
+    """Where a seed's stages are: in the run folder itself where there is but one."""
+    return out / f"seed-{seed}" if len(recipe.seeds) > 1 else out

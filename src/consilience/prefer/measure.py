@@ -1,0 +1,98 @@
+"""How good a policy is: replies to held-out prompts, their rewards, and how far they are from the start policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling
+from consilience.prefer.data import Preference
+from consilience.prefer.likelihood import score_texts
+from consilience.prefer.reward import Scorer
+from consilience.prefer.rounds import Load, Reader, rows_of
+from consilience.records import write_jsonl
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of a policy on P held-out prompts, means over each prompt's samples."""
+
+    prompts: tuple[str, ...]
+    reward_P: NDArray[np.float64]  # NaN where no reply was judged
+    kl_P: NDArray[np.float64]  # log pi - log start of the policy's own replies, nats; NaN where none ended
+    tokens_P: NDArray[np.float64]
+    rewards_PS: list[list[float | None]]  # by sample: to be compared with another policy's, reply by reply
+    statuses: Mapping[str, int]
+
+
+def measure(
+    load: Load,
+    policy: Path,
+    start: Path,
+    prompts: Sequence[Preference],
+    sampling: Sampling,
+    score: Scorer,
+    reader: Reader,
+    folder: Path,
+    *,
+    batch_tokens: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes replies.jsonl: every reply with its status, length, reward, and log-probability under policy and start."""
+    by_id = {preference.id: preference for preference in prompts}
+    chat_model = load(policy)
+    asked = [Prompt(preference.id, preference.prompt) for preference in prompts]
+    rows: list[dict[str, Any]] = []
+    for reply in LocalSampler(chat_model).sample(asked, sampling):
+        rows.append({"id": reply.id, "sample": reply.sample, "text": reply.text.strip(), "status": reply.status})
+        rows[-1] |= {"tokens": reply.tokens, "reward": None, "logprob": None, "start_logprob": None}
+        on_progress(len(rows), len(prompts) * sampling.samples)
+    rows.sort(key=lambda row: (row["id"], row["sample"]))
+    texts_of = [[row["text"]] if row["text"] else [] for row in rows]
+    for row, rewards in zip(rows, score([by_id[row["id"]] for row in rows], texts_of), strict=True):
+        row["reward"] = rewards[0] if rewards else None
+    ended = [row for row in rows if row["status"] == ReplyStatus.OK and reader.by_id(row["id"], row["text"])]
+    _add_logprobs(ended, "logprob", chat_model, reader, batch_tokens)
+    del chat_model
+    if policy == start:
+        for row in ended:
+            row["start_logprob"] = row["logprob"]
+    else:
+        _add_logprobs(ended, "start_logprob", load(start), reader, batch_tokens)
+    write_jsonl(folder / "replies.jsonl", rows)
+
+
+def _add_logprobs(
+    rows: Sequence[dict[str, Any]], name: str, chat_model: ChatModel, reader: Reader, batch_tokens: int
+) -> None:
+    reads = [[read] for row in rows if (read := reader.by_id(row["id"], row["text"])) is not None]
+    for index, (value,) in score_texts(chat_model.model, reads, batch_tokens=batch_tokens, name=chat_model.name):
+        rows[index][name] = value
+
+
+def read_measured(folder: Path) -> Measured:
+    """What `measure` wrote."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    statuses: dict[str, int] = {}
+    for row in rows_of(folder / "replies.jsonl"):
+        by_prompt.setdefault(row["id"], []).append(row)
+        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+    rows_P = list(by_prompt.values())
+    kl_P = [[r["logprob"] - r["start_logprob"] for r in rows if r["logprob"] is not None] for rows in rows_P]
+    return Measured(
+        prompts=tuple(by_prompt),
+        reward_P=np.array([_mean([r["reward"] for r in rows if r["reward"] is not None]) for rows in rows_P]),
+        kl_P=np.array([_mean(values) for values in kl_P]),
+        tokens_P=np.array([_mean([r["tokens"] for r in rows]) for rows in rows_P]),
+        rewards_PS=[[r["reward"] for r in rows] for rows in rows_P],
+        statuses=statuses,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

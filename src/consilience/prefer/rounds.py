@@ -1,0 +1,399 @@
+"""One round of online preference alignment: sample -> judge -> pair -> reference -> train, each a stage on disk.
+
+<policy>/sample/<settings>/replies.jsonl   what the current policy says to the round's prompts
+<arm>/round-<t>/judge/verdicts.jsonl       a score for every candidate
+<arm>/round-<t>/pair/pairs.jsonl           chosen, rejected and third reply of every prompt, or why there are none
+<arm>/round-<t>/reference/logprobs.jsonl   what the reference thinks of them
+<arm>/round-<t>/train/                     the next policy, a Hugging Face checkpoint, and its training curve
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from consilience.config import Settings, known
+from consilience.errors import ConfigError, DataError
+from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling, load_model
+from consilience.prefer.data import Preference
+from consilience.prefer.learn import (
+    NO_THIRD,
+    PairExample,
+    PairExamples,
+    collate_pairs,
+    pair_objective,
+    without_dropout,
+)
+from consilience.prefer.likelihood import ReadReply, read_reply, reading, score_texts
+from consilience.prefer.losses import WITH_THIRD, WITHOUT_REFERENCE, LossSettings
+from consilience.prefer.pairs import JUDGED, OFFLINE, PAIRINGS, Candidate, PairStatus, pair_up
+from consilience.prefer.reward import Scorer, noisy, refuse_constant
+from consilience.records import read_rows, write_jsonl
+from consilience.rng import seed_of
+from consilience.run import RunFolder, write_json
+from consilience.train import TrainSettings, finish, train
+
+OnProgress = Callable[[str, int, int], None]
+SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
+FIRST_SAMPLE = "sample 0"
+
+
+class ArmSettings(Settings):
+    """Everything that decides one arm's rounds. What an arm of a recipe leaves out, it has from the recipe itself."""
+
+    loss: LossSettings = LossSettings()
+    sample: Sampling = Field(Sampling(max_new_tokens=1024), description="the policy's own replies; greedy by default")
+    pair: Annotated[str, known(lambda: PAIRINGS, "pairing rule")] = "best_worst"
+    offline_pair: bool = Field(True, description="the data's pair is among the candidates")
+    third: str = Field(
+        "policy", description="whose first reply the loss's third term is about: policy, start or a model"
+    )
+    reference: str = Field("previous", description="what the policy is held near: previous, start, or a model")
+    replay: bool = Field(False, description="learn from the pairs of all earlier rounds, too")
+    offline_rounds: int = Field(0, ge=0, description="so many first rounds are plain DPO on the data's pairs")
+    data_from: str | None = Field(None, description="learn from the pairs that another arm collected")
+    learning_rates: tuple[float, ...] = Field((), description="one per round, in the place of train.learning_rate")
+    max_tokens: int = Field(1024, ge=2, description="of prompt and reply together; longer ones are set aside")
+    batch_tokens: int = Field(8192, ge=1, description="read at once where nothing is learnt")
+    train: TrainSettings = TrainSettings(epochs=1, batch_size=128, learning_rate=5e-7, warmup=0.1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.sample.samples + (2 if self.offline_pair else 0) < 2 and self.pair == "best_worst":
+            raise ConfigError("one sample and no offline pair make no pair; give sample.samples or offline_pair: true")
+        if self.pair != "best_worst" and not self.offline_pair:
+            raise ConfigError(f"pair: {self.pair} is about the offline pair, and offline_pair is false")
+        if self.loss.name == "wrpo" and self.loss.alpha > 1:
+            raise ConfigError(f"loss.alpha is {self.loss.alpha}; wrpo's is a share, at most 1")
+        return self
+
+    @property
+    def has_third(self) -> bool:
+        return self.loss.name in WITH_THIRD and self.loss.alpha > 0
+
+    def in_round(self, number: int) -> ArmSettings:
+        """The settings of one round: the first `offline_rounds` are DPO on the data; the learning rate of its own."""
+        changes: dict[str, Any] = {}
+        if number <= self.offline_rounds:
+            loss = self.loss.model_copy(update={"name": "dpo", "alpha": 0.0})
+            changes = {"loss": loss, "pair": "offline", "data_from": None}
+        if self.learning_rates:
+            rate = self.learning_rates[min(number, len(self.learning_rates)) - 1]
+            changes["train"] = self.train.model_copy(update={"learning_rate": rate})
+        return self.model_copy(update=changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model on disk, and the folder of the run under which its replies are kept."""
+
+    path: Path
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of one arm. `home` is its folder in the run; `earlier` are those of the arm's rounds before it."""
+
+    run: RunFolder
+    home: str
+    number: int
+    settings: ArmSettings
+    prompts: Sequence[Preference]
+    policy: Policy
+    start: Policy
+    score: Scorer
+    annotator: float | None  # scale of the Bradley-Terry noise on scores
+    seed: int
+    load: Load
+    reader: Reader
+    earlier: Sequence[str] = ()
+    pairs_of: str | None = None  # the round of another arm whose pairs are learnt from
+    reference_model: Policy | None = None  # where settings.reference or settings.third is a model
+    third_model: Policy | None = None
+    on_progress: OnProgress = lambda what, done, total: None
+
+    def carry_out(self) -> Policy:
+        """The next policy. Every stage that is on disk already is taken from there."""
+        pairs = self.run.path / self.pairs_of / "pair" if self.pairs_of else self._pair()
+        examples = self._examples([*(self.run.path / home / "pair" for home in self.earlier), pairs])
+        return Policy(self._train(examples), self.home)
+
+    # -- sample, judge, pair ---------------------------------------------------------------------------------------
+
+    def _sample(self, policy: Policy, sampling: Sampling) -> dict[str, list[dict[str, Any]]]:
+        """The replies of `policy` to the round's prompts, by prompt."""
+        sampling = sampling.model_copy(update={"seed": seed_of(self.seed, "sample", str(self.number))})
+        asked = json.dumps([[preference.id for preference in self.prompts], sampling.model_dump(mode="json")])
+        name = f"{policy.home}/sample/{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+        def make(folder: Path) -> None:
+            shards = [self.prompts[begin : begin + SHARD] for begin in range(0, len(self.prompts), SHARD)]
+            missing = [i for i in range(len(shards)) if not (folder / _shard(i)).is_file()]
+            sampler = LocalSampler(self.load(policy.path))
+            for i in missing:
+                self.on_progress(f"sample {self.home}", i * SHARD, len(self.prompts))
+                prompts = [Prompt(preference.id, preference.prompt) for preference in shards[i]]
+                replies = sorted(sampler.sample(prompts, sampling), key=lambda reply: (reply.id, reply.sample))
+                rows = [
+                    # Stripped: the blank in front is the template's, and would be written twice.
+                    {"id": r.id, "sample": r.sample, "text": r.text.strip(), "status": r.status, "tokens": r.tokens}
+                    for r in replies
+                ]
+                write_jsonl(folder / f"{_shard(i)}.new", rows)
+                (folder / f"{_shard(i)}.new").rename(folder / _shard(i))
+            self.on_progress(f"sample {self.home}", len(self.prompts), len(self.prompts))
+
+        folder = self.run.stage(name, make)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for shard in sorted(folder.glob("replies-*.jsonl")):
+            for row in rows_of(shard):
+                found.setdefault(row["id"], []).append(row)
+        return found
+
+    def _candidates(self) -> dict[str, list[Candidate]]:
+        """Every prompt's replies that may become chosen or rejected, not judged yet."""
+        settings = self.settings
+        sampled = self._sample(self.policy, settings.sample) if settings.pair == "best_worst" else {}
+        found: dict[str, list[Candidate]] = {}
+        for preference in self.prompts:
+            mine = found[preference.id] = []
+            if settings.offline_pair or settings.pair != "best_worst":
+                pair = [(slot, getattr(preference, slot)) for slot in OFFLINE]
+                mine += [Candidate(slot, text) for slot, text in pair if text is not None]
+            for row in sampled.get(preference.id, []):
+                if row["status"] == ReplyStatus.OK:
+                    mine.append(Candidate(f"sample {row['sample']}", row["text"]))
+        return found
+
+    def _judge(self, candidates: Mapping[str, Sequence[Candidate]]) -> Path:
+        where = f"{self.home}/judge"
+
+        def make(folder: Path) -> None:
+            rows: list[dict[str, Any]] = []
+            self.on_progress(f"judge {self.home}", 0, len(self.prompts))
+            texts_of = [[candidate.text for candidate in candidates[p.id]] for p in self.prompts]
+            for preference, rewards in zip(self.prompts, self.score(self.prompts, texts_of), strict=True):
+                mine = candidates[preference.id]
+                names = [f"{self.number}/{preference.id}/{candidate.slot}" for candidate in mine]
+                scores = noisy(rewards, self.annotator, seed=self.seed, names=names) if self.annotator else rewards
+                rows += [
+                    {"id": preference.id, "slot": candidate.slot, "reward": reward, "score": score}
+                    for candidate, reward, score in zip(mine, rewards, scores, strict=True)
+                ]
+            self.on_progress(f"judge {self.home}", len(self.prompts), len(self.prompts))
+            refuse_constant([row["reward"] for row in rows], self.home)
+            write_jsonl(folder / "verdicts.jsonl", rows)
+
+        return self.run.stage(where, make)
+
+    def _pair(self) -> Path:
+        candidates = self._candidates()
+        thirds = self._thirds()
+        scores: dict[tuple[str, str], float | None] = {}
+        if self.settings.pair in JUDGED:
+            rows = rows_of(self._judge(candidates) / "verdicts.jsonl")
+            scores = {(row["id"], row["slot"]): row["score"] for row in rows}
+
+        def make(folder: Path) -> None:
+            made = [self._paired(preference, candidates, scores, thirds) for preference in self.prompts]
+            write_jsonl(folder / "pairs.jsonl", made)
+            write_json(folder / "counts.json", self._counts(made))
+
+        return self.run.stage(f"{self.home}/pair", make)
+
+    def _paired(
+        self,
+        preference: Preference,
+        candidates: Mapping[str, Sequence[Candidate]],
+        scores: Mapping[tuple[str, str], float | None],
+        thirds: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """The record of one prompt: which replies are learnt from, and where they are from."""
+        mine = [Candidate(c.slot, c.text, scores.get((preference.id, c.slot))) for c in candidates[preference.id]]
+        pair, text = pair_up(self.settings.pair, mine), {candidate.slot: candidate.text for candidate in mine}
+        status, third = pair.status, thirds.get(preference.id)
+        if third is not None and self._readable(preference, [third]) != PairStatus.OK:
+            third = None
+        replies = {"chosen": text.get(pair.chosen), "rejected": text.get(pair.rejected), "third": third}
+        if status == PairStatus.OK:
+            status = self._readable(preference, [text[pair.chosen], text[pair.rejected]])
+        if status == PairStatus.OK and third is None and self.settings.loss.name == "wrpo" and self.settings.has_third:
+            status = PairStatus.NO_SOURCE_REPLY
+        slots = {"chosen_slot": pair.chosen, "rejected_slot": pair.rejected}
+        return {"id": preference.id, "status": status} | slots | replies
+
+    def _thirds(self) -> dict[str, str]:
+        """The third reply of every prompt that has one, by prompt."""
+        if self.settings.third == "policy":
+            if self.settings.pair != "best_worst":
+                return {}  # nothing was sampled; where it was, an arm that learns from these pairs may ask for it
+            policy, sampling = self.policy, self.settings.sample
+        elif not self.settings.has_third:
+            return {}
+        else:
+            policy = self.start if self.settings.third == "start" else _given(self.third_model)
+            sampling = self.settings.sample.model_copy(update={"samples": 1})
+        replies = self._sample(policy, sampling)
+        return {id_: rows[0]["text"] for id_, rows in replies.items() if rows[0]["status"] == ReplyStatus.OK}
+
+    def _readable(self, preference: Preference, replies: Iterable[str]) -> PairStatus:
+        for reply in replies:
+            read = self.reader(preference, reply)
+            if read is None or not read.tokens or not read.first:
+                return PairStatus.UNREADABLE
+            if len(read.ids_T) > self.settings.max_tokens:
+                return PairStatus.TOO_LONG
+        return PairStatus.OK
+
+    def _counts(self, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What became of the round's prompts and samples."""
+        counts: dict[str, Any] = {"pairs": Counter(row["status"] for row in made)}
+        learnt = [row for row in made if row["status"] == PairStatus.OK]
+        counts["chosen"] = Counter(row["chosen_slot"] for row in learnt)
+        counts["rejected"] = Counter(row["rejected_slot"] for row in learnt)
+        if self.settings.pair == "best_worst":
+            replies = self._sample(self.policy, self.settings.sample).values()
+            counts["samples"] = Counter(row["status"] for rows in replies for row in rows)
+        if self.settings.has_third:
+            places = ("chosen", "rejected")
+            third = [next((p for p in places if row[p] == row["third"]), "neither") for row in learnt if row["third"]]
+            counts["third"] = Counter(third)
+        return counts
+
+    # -- reference, train ------------------------------------------------------------------------------------------
+
+    def _examples(self, folders: Sequence[Path]) -> list[PairExample]:
+        """The pairs to learn from, with what the reference thinks of their replies."""
+        rows = [row for folder in folders for row in rows_of(folder / "pairs.jsonl") if row["status"] == PairStatus.OK]
+        if not rows:
+            raise DataError(
+                f"{self.home}: none of {len(self.prompts)} prompts has a pair to learn from; "
+                f"{folders[-1] / 'counts.json'} says why."
+            )
+        of_pairs = [self._replies(row) for row in rows]
+        wanted = [list(replies) if self._needs_all else list(replies[:2]) for _, replies, _ in of_pairs]
+        asks = self.settings.loss.name not in WITHOUT_REFERENCE
+        refs = self._reference([row["id"] for row in rows], wanted) if asks else [[] for _ in rows]
+        return [
+            PairExample(name, replies, (*ref, *[0.0] * (len(replies) - len(ref))), third)
+            for (name, replies, third), ref in zip(of_pairs, refs, strict=True)
+        ]
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether the reference's opinion of the third reply has a gradient."""
+        return self.settings.loss.name == "wrpo"
+
+    def _replies(self, row: Mapping[str, Any]) -> tuple[str, tuple[ReadReply, ...], int]:
+        """Name, replies as read, and the third reply's place among them."""
+        texts = [row["chosen"], row["rejected"]]
+        third = row["third"] if self.settings.has_third else None
+        if third is not None and third not in texts:
+            texts.append(third)
+        place = NO_THIRD if third is None else texts.index(third)
+        read = [_given(self.reader.by_id(row["id"], text)) for text in texts]
+        return row["id"], tuple(read), place
+
+    def _reference(self, ids: Sequence[str], replies_of: Sequence[Sequence[ReadReply]]) -> list[list[float]]:
+        known = {"previous": self.policy, "start": self.start}
+        reference = known.get(self.settings.reference) or _given(self.reference_model)
+
+        def make(folder: Path) -> None:
+            found = score_texts(
+                self.load(reference.path).model,
+                replies_of,
+                batch_tokens=self.settings.batch_tokens,
+                bfloat16=self.settings.train.dtype == "bfloat16",
+                name=f"the reference {reference.path}",
+            )
+            sums: list[list[float]] = [[] for _ in replies_of]
+            for done, (index, values) in enumerate(found, start=1):
+                sums[index] = values
+                self.on_progress(f"reference {self.home}", done, len(replies_of))
+            write_jsonl(folder / "logprobs.jsonl", ({"id": i, "logprobs": s} for i, s in zip(ids, sums, strict=True)))
+
+        folder = self.run.stage(f"{self.home}/reference", make)
+        return [row["logprobs"] for row in rows_of(folder / "logprobs.jsonl")]
+
+    def _train(self, examples: Sequence[PairExample]) -> Path:
+        def make(folder: Path) -> None:
+            policy = self.load(self.policy.path, place=False)  # Trainer knows which GPU is this process's
+            longest = max(example.longest for example in examples)
+            without_dropout(policy.model)
+            with reading(policy.model, longest) as packed:
+                model, curve = train(
+                    policy.model.train(),
+                    PairExamples(examples),
+                    collate_pairs(packed=packed),
+                    pair_objective(self.settings.loss),
+                    self.settings.train,
+                    folder,
+                    seed=seed_of(self.seed, "train", str(self.number)),  # the same order of pairs in every arm
+                    on_step=lambda step, steps, loss: self.on_progress(f"train {self.home}", step, steps),
+                )
+            if self.run.leads:
+                model.save_pretrained(folder)
+                policy.tokenizer.save_pretrained(folder)
+                write_json(folder / "curve.json", curve)
+                finish(folder)
+
+        return self.run.stage(f"{self.home}/train", make, together=True)
+
+
+class Load:
+    """Loads models one at a time: two may not fit together."""
+
+    def __init__(self, settings: TrainSettings, *, code: bool) -> None:
+        # Under adapters the weights stay as they are: bfloat16 holds them in half the memory.
+        self.dtype = "bfloat16" if settings.lora and settings.dtype == "bfloat16" else "float32"
+        self.code = code
+        self.tokenizer: Any = None
+
+    def __call__(self, path: Path, *, place: bool = True) -> ChatModel:
+        gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return load_model(path, dtype=self.dtype, code=self.code, place=place, tokenizer=self.tokenizer)
+
+
+class Reader:
+    """Replies as the policy reads them; its tokenizer and chat template are the same in all rounds."""
+
+    def __init__(self, tokenizer: Any, preferences: Iterable[Preference]) -> None:
+        self.tokenizer, self.preferences = tokenizer, {preference.id: preference for preference in preferences}
+        self.by_id = functools.lru_cache(maxsize=1 << 16)(self._by_id)
+
+    def __call__(self, preference: Preference, reply: str) -> ReadReply | None:
+        return self.by_id(preference.id, reply)
+
+    def _by_id(self, id_: str, reply: str) -> ReadReply | None:
+        """None where the chat template refuses the conversation."""
+        try:
+            return read_reply(self.tokenizer, self.preferences[id_].prompt, reply)
+        except DataError:
+            return None
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of the run."""
+    return [row for _, row in read_rows(path)]
+
+
+def _shard(number: int) -> str:
+    return f"replies-{number:05d}.jsonl"
+
+
+def _given(value: Any) -> Any:
+    assert value is not None
+    return value

@@ -1,0 +1,203 @@
+"""`consilience prefer` on a tiny world whose reward is known: the run folder, resume, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RECIPE: dict[str, Any] = {
+    "tiny": {"pairs": 48, "held_out": 12, "steps_scale": 0.2},
+    "model": "tiny:chat",
+    "data": {"path": "tiny:pairs.jsonl"},
+    "held_out": {"path": "tiny:held_out.jsonl"},
+    "judge": {"function": "tiny:reward.py:score", "bradley_terry": 2},
+    "rounds": 2,
+    "sample": {"max_new_tokens": 10},
+    "measure": {"sample": {"temperature": 1.0, "samples": 2, "max_new_tokens": 10}},
+    "train": {
+        "epochs": 1, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.001, "log_steps": 1, "save_steps": 1,
+    },
+    "loss": {"name": "selm", "alpha": 0.1},
+    "threads": 1,
+    "arms": {
+        "online": {"loss": {"name": "dpo", "alpha": 0.0}},
+        "selm": {},
+        "selm-replay": {"data_from": "online"},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**RECIPE, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def run(written: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from consilience.pipelines.prefer import prefer_recipe
+
+    return prefer_recipe(written(), tmp_path_factory.mktemp("prefer") / "run").run
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_sample_verdict_and_pair_is_on_disk(run: Path) -> None:
+    (sample,) = (run / "start" / "sample").iterdir()
+    replies = {row["id"]: row for row in rows(sample / "replies-00000.jsonl")}
+    assert len(replies) == 24
+    home = run / "selm" / "round-1"
+    verdicts = {(row["id"], row["slot"]): row for row in rows(home / "judge" / "verdicts.jsonl")}
+    for pair in rows(home / "pair" / "pairs.jsonl"):
+        if pair["status"] == "ok":
+            mine = [row["score"] for (id_, _), row in verdicts.items() if id_ == pair["id"]]
+            assert verdicts[pair["id"], pair["chosen_slot"]]["score"] == max(mine)
+            assert verdicts[pair["id"], pair["rejected_slot"]]["score"] == min(mine)
+            if replies[pair["id"]]["status"] == "ok":
+                assert pair["third"] == replies[pair["id"]]["text"]
+
+
+def test_both_arms_learn_from_the_same_first_round_and_a_replay_from_the_others_pairs(run: Path) -> None:
+    first = [(run / arm / "round-1" / "pair" / "pairs.jsonl").read_text() for arm in ("online", "selm")]
+    assert first[0] == first[1]
+    assert not (run / "selm-replay" / "round-1" / "pair").exists()
+    weights = [(run / arm / "round-1" / "train" / "model.safetensors").read_bytes() for arm in ("selm", "selm-replay")]
+    assert weights[0] == weights[1]
+
+
+def test_results_and_report(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert list(results["arms"]) == ["online", "selm", "selm-replay"]
+    (parts,) = results["decompositions"]
+    assert (parts["arm"], parts["twin"], parts["baseline"]) == ("selm", "selm-replay", "online")
+    for of_round in parts["rounds"]:
+        total, same, exploration = (of_round[key]["value"] for key in ("total", "same_data", "exploration"))
+        assert total == pytest.approx(same + exploration, abs=1e-12)
+    assert results["arms"]["selm"]["rounds"][0]["kl"]["n"] <= 12
+    page = (run / "report.html").read_text()
+    for words in ("selm-replay", "exploration", "KL from start", "wins over start"):
+        assert words in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_model_loads_and_differs_from_the_start(run: Path) -> None:
+    from consilience.weights import Checkpoint
+
+    new, old = Checkpoint(run / "model"), Checkpoint(run / "tiny" / "chat")
+    assert {*new.names} == {*old.names}
+    assert any(not (new.tensor(name) == old.tensor(name)).all() for name in new.names)
+
+
+def test_reference_logprobs_are_those_of_the_policy_before(run: Path) -> None:
+    # At step 1 policy and reference are one model: the loss is ln 2, whatever the pairs (and SELM's third reply shifts
+    # it only where it is neither chosen nor rejected, whose reference is not computed).
+    curve = json.loads((run / "online" / "round-2" / "train" / "curve.json").read_text())
+    assert curve[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert curve[0]["chosen_logprob"] == pytest.approx(curve[0]["ref_chosen_logprob"], abs=1e-4)
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Weights and records; not the times, nor the pages that show them."""
+    names = [*run.rglob("*.safetensors"), *run.rglob("*.jsonl")]
+    found = {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in names}
+    return {name: value for name, value in found.items() if "events" not in name and ".partial" not in name}
+
+
+def test_killed_anywhere_and_again_gives_the_same(written: Callable[..., Path], run: Path, tmp_path: Path) -> None:
+    recipe, out = written(), tmp_path / "run"
+    command = [sys.executable, "-m", "consilience.cli", "prefer", str(recipe), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # The stages up to one in the making are the undisturbed run's; then the process is killed while it trains.
+    shutil.copytree(run, out)
+    for made in ("online/round-2", "selm", "selm-replay", "model"):
+        shutil.rmtree(out / made)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = out / "online" / "round-2" / "train.partial" / "checkpoints"
+    until = time.monotonic() + 120
+    while not [*checkpoints.glob("checkpoint-*/whole.json")] and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert hashes(out) == hashes(run)
+
+
+Refused = tuple[dict[str, Any], str]
+REFUSED: dict[str, Refused] = {
+    "a misspelt key": ({"jugde": 1}, "Did you mean 'judge'"),
+    "alpha below zero": ({"loss": {"alpha": -1}}, "loss.alpha"),
+    "beta of zero": ({"loss": {"beta": 0}}, "loss.beta"),
+    "wrpo's share above 1": ({"loss": {"name": "wrpo", "alpha": 2}}, "at most 1"),
+    "an unknown loss": ({"loss": {"name": "dpoo"}}, "Did you mean 'dpo'"),
+    "an unknown arm": ({"baseline": "onlin"}, "Did you mean 'online'"),
+    "an arm's unknown key": ({"arms": {"a": {"los": 1}}}, "arms.a: unknown key 'los'"),
+    "data from nowhere": ({"arms": {"a": {"data_from": "b"}}}, "arms.a.data_from: no arm is called 'b'"),
+    "no pair possible": ({"arms": {"a": {"offline_pair": False}}}, "one sample and no offline pair"),
+    "no tiny block": ({"tiny": None}, "no 'tiny:' block"),
+    "too many rounds": ({"rounds": 49}, "49 rounds of at least 1 prompts need 49, and the data has 48"),
+    "no file": ({"data": {"path": "nowhere.jsonl"}}, "no file 'nowhere.jsonl'"),
+    "no model": ({"model": "nowhere"}, "no model folder 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_refused_in_one_line(case: str, written: Callable[..., Path], tmp_path: Path, consilience: Any) -> None:
+    changes, message = REFUSED[case]
+    quick = {"tiny": {"pairs": 48, "held_out": 12, "steps_scale": 0.01}}
+    answer = consilience("prefer", written(**{**quick, **changes}), "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1.0", "the judge gives 1 to all"),
+        ("return float('nan')", "gives nan for the reply"),
+        ("return 'good'", "gives 'good' for the reply"),
+    ],
+)
+def test_a_reward_that_says_nothing_stops_the_run(
+    body: str, message: str, written: Callable[..., Path], run: Path, tmp_path: Path, consilience: Any
+) -> None:
+    recipe = written(
+        tiny=None,
+        model=str(run / "tiny" / "chat"),
+        data={"path": str(run / "tiny" / "pairs.jsonl")},
+        held_out={"path": str(run / "tiny" / "held_out.jsonl")},
+        judge={"function": "reward.py:score"},
+    )
+    (recipe.parent / "reward.py").write_text(f"def score(messages, reply, row):\n    {body}\n")
+    answer = consilience("prefer", recipe, "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def test_a_reference_of_another_vocabulary_is_refused(
+    world: Path, written: Callable[..., Path], tmp_path: Path, consilience: Any
+) -> None:
+    quick = {"tiny": {"pairs": 48, "held_out": 12, "steps_scale": 0.01}}
+    answer = consilience(
+        "prefer", written(**quick, arms={"a": {"reference": str(world / "wren")}}), "--out", tmp_path / "run"
+    )
+    assert answer.code == 2
+    assert "have different vocabularies" in answer.err

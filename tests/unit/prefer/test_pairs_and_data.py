@@ -1,0 +1,139 @@
+"""Pairing rules by hand; preference data in the forms that people have it in, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consilience.errors import ConfigError, DataError
+from consilience.prefer.data import read_preferences, rows_of, slices
+from consilience.prefer.pairs import OFFLINE, Candidate, Pair, PairStatus, pair_up
+from consilience.prefer.reward import load_function, noisy, refuse_constant
+from consilience.records import Message, write_jsonl
+
+W, L, Y = (Candidate("chosen", "w", 1.0), Candidate("rejected", "l", 0.0), Candidate("sample 0", "y", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("rule", "candidates", "expected"),
+    [
+        ("best_worst", [W, L, Y], Pair(PairStatus.OK, "chosen", "rejected")),
+        ("best_worst", [W, L, Candidate("sample 0", "y", 2.0)], Pair(PairStatus.OK, "sample 0", "rejected")),
+        ("best_worst", [W, L, Candidate("sample 0", "y", -1.0)], Pair(PairStatus.OK, "chosen", "sample 0")),
+        ("best_worst", [Y, Candidate("sample 1", "y", 0.7)], Pair(PairStatus.IDENTICAL)),
+        ("best_worst", [Y, Candidate("sample 1", "z", 0.5)], Pair(PairStatus.TIED)),
+        ("best_worst", [Y, Candidate("sample 1", " \n", 0.9)], Pair(PairStatus.TOO_FEW)),
+        ("best_worst", [Y, Candidate("sample 1", "z", None)], Pair(PairStatus.TOO_FEW)),
+        ("swap", [W, L, Candidate("sample 0", "y", 9.0)], Pair(PairStatus.OK, "chosen", "rejected")),
+        ("swap", [Candidate("chosen", "w", 0), Candidate("rejected", "l", 1)], Pair(PairStatus.OK, *OFFLINE[::-1])),
+        ("offline", [Candidate("chosen", "w"), Candidate("rejected", "l")], Pair(PairStatus.OK, "chosen", "rejected")),
+        ("offline", [Candidate("chosen", "w"), Candidate("rejected", "w")], Pair(PairStatus.IDENTICAL)),
+        ("offline", [Candidate("chosen", "w"), Candidate("rejected", "")], Pair(PairStatus.TOO_FEW)),
+    ],
+)  # fmt: skip
+def test_pairs(rule: str, candidates: list[Candidate], expected: Pair) -> None:
+    assert pair_up(rule, candidates) == expected
+
+
+def test_an_unknown_rule_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'best_worst'"):
+        pair_up("bestworst", [W, L])
+
+
+ASKED = [{"role": "user", "content": "Hi"}]
+ANSWERED = [*ASKED, {"role": "assistant", "content": "Hello"}]
+TURNS = [*ANSWERED, {"role": "user", "content": "And?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "replies"),
+    [
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, ["Hi"], ("a", "b")),
+        ({"prompt": TURNS, "chosen": "a", "rejected": "b"}, ["Hi", "Hello", "And?"], ("a", "b")),
+        # UltraFeedback: both sides hold the whole conversation, and prompt repeats the first question
+        (
+            {"prompt": "Hi", "chosen": ANSWERED, "rejected": [*ASKED, {"role": "assistant", "content": "Go"}]},
+            ["Hi"],
+            ("Hello", "Go"),
+        ),
+        ({"prompt": TURNS, "chosen": ANSWERED[1:], "rejected": "b"}, ["Hi", "Hello", "And?"], ("Hello", "b")),
+        ({"messages": ANSWERED}, ["Hi"], (None, None)),
+        ({"messages": TURNS}, ["Hi", "Hello", "And?"], (None, None)),
+    ],
+)  # fmt: skip
+def test_forms_of_data(tmp_path: Path, row: dict[str, Any], prompt: list[str], replies: tuple[Any, Any]) -> None:
+    write_jsonl(tmp_path / "data.jsonl", [row])
+    (found,) = read_preferences(tmp_path / "data.jsonl", pairs=False)
+    assert [turn.content for turn in found.prompt] == prompt
+    assert (found.chosen, found.rejected) == replies
+    write_jsonl(tmp_path / "again.jsonl", rows_of([found]))
+    assert read_preferences(tmp_path / "again.jsonl", pairs=False) == [found]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi", "chosen": "a"}, "line 2: no rejected; its keys are chosen, prompt"),
+        ({"prompt": "Hi"}, "line 2: no chosen and no rejected"),
+        ({"chosen": "a", "rejected": "b"}, "line 2: no prompt"),
+        ({"prompt": "Hi", "chosen": ASKED, "rejected": "b"}, "line 2: chosen does not end with an assistant turn"),
+        ({"prompt": ANSWERED, "chosen": "a", "rejected": "b"}, "line 2: the prompt ends with the assistant"),
+        (["x"], "line 2: got list"),
+        (
+            {"chosen": ANSWERED, "rejected": [{"role": "user", "content": "Bye"}, ANSWERED[1]]},
+            "line 2: chosen and rejected answer different prompts",
+        ),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
+    good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+    with pytest.raises(DataError, match=message):
+        read_preferences(tmp_path / "data.jsonl", pairs=True)
+
+
+def test_slices_are_without_replacement_and_contiguous(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data.jsonl", ({"id": i, "prompt": f"{i}"} for i in range(11)))
+    found = read_preferences(tmp_path / "data.jsonl", pairs=False)
+    parts = [[int(one.id) for one in part] for part in slices(found, 2, None, seed=3)]
+    assert [sorted(part) for part in parts] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert parts != [sorted(part) for part in parts]
+    with pytest.raises(DataError, match="3 rounds of 4 prompts need 12, and the data has 11"):
+        slices(found, 3, 4, seed=0)
+
+
+def test_a_reward_must_be_a_number(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "def length(messages, reply, row): return len(reply) + row['more']\n"
+        "def broken(messages, reply, row): return float('nan')\n"
+    )
+    write_jsonl(tmp_path / "data.jsonl", [{"id": "p", "prompt": "Hi", "more": 1}])
+    prompts = read_preferences(tmp_path / "data.jsonl", pairs=False)
+    assert prompts[0].prompt == (Message("user", "Hi"),)
+    assert load_function("reward.py:length", lambda name: tmp_path / name)(prompts, [["a", "abc"]]) == [[2.0, 4.0]]
+    with pytest.raises(DataError, match="gives nan for the reply 'a' to prompt 'p'"):
+        load_function("reward.py:broken", lambda name: tmp_path / name)(prompts, [["a"]])
+    with pytest.raises(ConfigError, match="Did you mean 'length'"):
+        load_function("reward.py:lenght", lambda name: tmp_path / name)
+    with pytest.raises(ConfigError, match="no file"):
+        load_function("other.py:length", lambda name: tmp_path / name)
+    with pytest.raises(ConfigError, match=r"expected FILE\.py:NAME"):
+        load_function("reward", lambda name: tmp_path / name)
+
+
+def test_a_constant_reward_stops() -> None:
+    refuse_constant([1.0, 1.0, 2.0], "round")
+    with pytest.raises(DataError, match="gives 1 to all 3 replies"):
+        refuse_constant([1.0, 1.0, 1.0], "round")
+    with pytest.raises(DataError, match="no score to any of 2"):
+        refuse_constant([None, None], "round")
+
+
+def test_the_noisy_annotator_is_bradley_and_terrys() -> None:
+    # P(first over second) = sigmoid(2 * 0.5) = 0.731; standard error 0.007
+    wins = [a > b for a, b in (noisy([0.5, 0.0], 2.0, seed=0, names=[f"{i}a", f"{i}b"]) for i in range(4000))]  # type: ignore[operator]
+    assert sum(wins) / 4000 == pytest.approx(0.7311, abs=0.025)
+    assert noisy([0.5], 2.0, seed=0, names=["same"]) == noisy([0.5], 2.0, seed=0, names=["same"])
