@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,69 @@ def row_of(chat: Conversation) -> dict[str, Any]:
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     row: dict[str, Any] = {"id": chat.id, "group": chat.group, "messages": messages}
     return row | {key: value for key, value in chat.extra.items() if key not in row}
+
+
+class VerdictState(StrEnum):
+    """What became of a judgment. Compare, never test for truth."""
+
+    OK = "ok"
+    TIE = "tie"
+    UNPARSED = "unparsed"  # the judge spoke, and no verdict could be read from it
+    OUT_OF_RANGE = "out_of_range"  # a rating outside the judge's scale
+    REFUSED = "refused"
+    API_ERROR = "api_error"
+    MISSING = "missing"  # there was no reply to judge, or the judge was not asked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgment:
+    """What a judge says of one reply, or of two.
+
+    `value` is a rating on the judge's scale; of two replies it is 1 where the first is better, 0 where the second is,
+    0.5 for a tie, and a probability where the judge gives one. It is None unless the state is OK or TIE.
+    """
+
+    key: str  # a hash of everything that was asked, and of whom
+    judge: str
+    state: VerdictState
+    value: float | None = None
+    swapped: bool = False  # the second reply was shown first; `value` speaks of the first all the same
+    orders: tuple[Judgment, ...] = ()  # the two judgments that this one is made of, where both orders were asked
+    stated: float | None = None  # a rating outside the scale, as it was said
+    said: str = ""  # the judge's words
+    reason: str = ""  # why there is no verdict
+    prompt: str = ""  # a hash of the judge's prompt before it was filled
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether both orders gave the same verdict (first, second or tie); None unless both gave one."""
+        sides = [(one.value > 0.5) - (one.value < 0.5) for one in self.orders if one.value is not None]
+        return sides[0] == sides[1] if len(sides) == 2 else None
+
+
+def row_of_judgment(judgment: Judgment) -> dict[str, Any]:
+    """The JSON object that `judgment_of` reads back; fields that hold nothing are left out."""
+    row = {name: getattr(judgment, name) for name in Judgment.__slots__}
+    row["orders"] = [row_of_judgment(one) for one in judgment.orders]
+    empty: tuple[Any, ...] = ("", None, False, [])
+    return {name: value for name, value in row.items() if value not in empty or name in ("key", "judge", "value")}
+
+
+def judgment_of(row: Any, *, where: str) -> Judgment:
+    """One row of a file of judgments. Raises `DataError` with `where` in front."""
+    try:
+        value = None if row["value"] is None else float(row["value"])
+        rest = {name: row[name] for name in ("swapped", "stated", "said", "reason", "prompt") if name in row}
+        orders = tuple(judgment_of(one, where=where) for one in row.get("orders", ()))
+        state = VerdictState(row["state"])
+        return Judgment(key=row["key"], judge=row["judge"], state=state, value=value, orders=orders, **rest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where}: not a judgment ({type(error).__name__}: {error}).") from None
+
+
+def read_judgments(path: Path) -> list[Judgment]:
+    """The judgments of a file that holds `row_of_judgment` of each."""
+    return [judgment_of(row, where=where) for where, row in read_rows(path)]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:

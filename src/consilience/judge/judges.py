@@ -1,0 +1,194 @@
+"""A judge is two functions: `scores` rates replies, `prefer` compares them. Either may be missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from consilience.errors import ConfigError, DataError
+from consilience.judge.prompts import Dialogue
+from consilience.records import Judgment, Message, VerdictState
+
+Prompt = str | Sequence[Message]  # what comes before the reply; a text is one turn of the user
+Reply = str | Sequence[Message]  # messages where the replies differ in more than the last turn
+References = Sequence[Sequence[str] | None]  # correct answers to the user's turns, where a judge is shown them
+OnProgress = Callable[[int, int], None]
+SEEN = (VerdictState.OK, VerdictState.TIE)
+
+
+def no_progress(done: int, total: int) -> None: ...
+
+
+class Scores(Protocol):
+    """Rates `replies[i]` to `prompts[i]`: one judgment each, in order. A reply that is None is missing."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Reply | None],
+        *,
+        references: References | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> list[Judgment]: ...
+
+
+class Prefer(Protocol):
+    """Compares `firsts[i]` with `seconds[i]`: one judgment each, in order; its value is 1 where the first is better."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        firsts: Sequence[Reply | None],
+        seconds: Sequence[Reply | None],
+        *,
+        references: References | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> list[Judgment]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """Who scores or prefers. `notes` are what a report has to say about it, after it has judged."""
+
+    name: str
+    scores: Scores | None = None
+    prefer: Prefer | None = None
+    notes: Callable[[], list[str]] = list
+
+    def rates(self) -> Scores:
+        """`scores`. Raises `ConfigError` where this judge only compares."""
+        if self.scores is None:
+            raise ConfigError(f"the judge {self.name} compares replies and does not rate them. Take another judge.")
+        return self.scores
+
+    def compares(self) -> Prefer:
+        """`prefer`. Raises `ConfigError` where this judge only rates."""
+        if self.prefer is None:
+            raise ConfigError(f"the judge {self.name} rates replies and does not compare them. Take another judge.")
+        return self.prefer
+
+
+def dialogue(prompt: Prompt, reply: Reply) -> Dialogue:
+    """The whole chat, which ends with the reply."""
+    before = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+    after = (Message("assistant", reply),) if isinstance(reply, str) else tuple(reply)
+    if not before or not after or after[-1].role != "assistant":
+        raise DataError("a judge needs a prompt, and a reply that ends with the assistant's turn.")
+    return before + after
+
+
+def key_of(*parts: Any) -> str:
+    """A hash of everything that decides a judgment."""
+    return hashlib.sha256(json.dumps(parts, default=_plain).encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    return [value.role, value.content] if isinstance(value, Message) else list(value)
+
+
+def same_length(*columns: Sequence[Any] | None) -> None:
+    """Raises `DataError` unless all columns have as many entries."""
+    lengths = {len(column) for column in columns if column is not None}
+    if len(lengths) > 1:
+        raise DataError(f"prompts and replies must be as many as one another; got {sorted(lengths)}.")
+
+
+def missing(judge: str, *asked: Any) -> Judgment:
+    """The judgment on a reply that is not there."""
+    return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.MISSING, reason="there is no reply")
+
+
+def _identical(judge: str, *asked: Any) -> Judgment:
+    """The judgment on two replies that are the same: a tie that nobody is asked about (AlpacaEval's 1.5)."""
+    reason = "the replies are identical"
+    return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.TIE, value=0.5, reason=reason)
+
+
+def turned(judgment: Judgment) -> Judgment:
+    """A judgment of (second, first) as one of (first, second)."""
+    value = None if judgment.value is None else 1 - judgment.value
+    return replace(judgment, value=value, swapped=True)
+
+
+def over_both_orders(
+    shown_first: Judgment, shown_second: Judgment, rule: Literal["mean", "conservative"] = "mean"
+) -> Judgment:
+    """One verdict from both orders. Their mean; or by the conservative rule of MT-Bench, under which anything but
+    twice the same winner is a tie. Without a verdict in one order there is none: the state is that order's.
+    """
+    orders = (shown_first, shown_second)
+    unseen = next((one for one in orders if one.state not in SEEN), None)
+    key = key_of([one.key for one in orders], rule)
+    both = replace(shown_first, key=key, orders=orders, swapped=False, said="", stated=None, reason="", value=None)
+    if unseen is not None:
+        return replace(both, state=unseen.state, reason=unseen.reason)
+    assert shown_first.value is not None
+    assert shown_second.value is not None
+    value = (shown_first.value + shown_second.value) / 2
+    if rule == "conservative" and not (both.consistent and value != 0.5):
+        value = 0.5
+    return replace(both, state=VerdictState.TIE if value == 0.5 else VerdictState.OK, value=value)
+
+
+def prefer_by_scores(name: str, scores: Scores, *, bradley_terry: bool) -> Prefer:
+    """Compares by scores. Those of a reward model are Bradley-Terry's: the preference is a probability,
+    sigmoid(first - second). Of ratings the higher one is better, and equal ones are a tie.
+    """
+
+    def prefer(
+        prompts: Sequence[Prompt],
+        firsts: Sequence[Reply | None],
+        seconds: Sequence[Reply | None],
+        *,
+        references: References | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> list[Judgment]:
+        same_length(prompts, firsts, seconds, references)
+        found = without_asking(name, prompts, firsts, seconds)
+        places = [i for i in range(len(prompts)) if i not in found]
+        rated = scores(
+            [prompts[i] for i in places] * 2,
+            [column[i] for column in (firsts, seconds) for i in places],
+            references=[references[i] for i in places] * 2 if references else None,
+            on_progress=on_progress,
+        )
+        for i, first, second in zip(places, rated, rated[len(places) :]):
+            found[i] = _by_scores(name, first, second, bradley_terry)
+        return [found[i] for i in range(len(prompts))]
+
+    return prefer
+
+
+def without_asking(
+    judge: str, prompts: Sequence[Prompt], firsts: Sequence[Reply | None], seconds: Sequence[Reply | None]
+) -> dict[int, Judgment]:
+    """The judgments, by place, that need no judge: where a reply is missing, and where the two are the same."""
+    found = {}
+    for i, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds)):
+        if first is None or second is None:
+            found[i] = missing(judge, prompt, first, second)
+        elif dialogue(prompt, first) == dialogue(prompt, second):
+            found[i] = _identical(judge, prompt, first)
+    return found
+
+
+def _by_scores(name: str, first: Judgment, second: Judgment, bradley_terry: bool) -> Judgment:
+    key = key_of(name, "by scores", first.key, second.key)
+    unseen = next((one for one in (first, second) if one.state not in SEEN), None)
+    if unseen is not None:
+        return replace(unseen, key=key)
+    assert first.value is not None
+    assert second.value is not None
+    difference = first.value - second.value
+    value = sigmoid(difference) if bradley_terry else 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+    state = VerdictState.TIE if value == 0.5 else VerdictState.OK
+    return Judgment(key=key, judge=name, state=state, value=value, prompt=first.prompt)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), where exp cannot overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
