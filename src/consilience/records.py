@@ -164,8 +164,9 @@ def row_of_judgment(judgment: Judgment) -> dict[str, Any]:
     """The JSON object that `judgment_of` reads back; fields that hold nothing are left out."""
     row = {name: getattr(judgment, name) for name in Judgment.__slots__}
     row["orders"] = [row_of_judgment(one) for one in judgment.orders]
-    empty: tuple[Any, ...] = ("", None, False, [])
-    return {name: value for name, value in row.items() if value not in empty or name in ("key", "judge", "value")}
+    always = ("key", "judge", "state", "value")
+    nothing: tuple[Any, ...] = (None, "", [])
+    return {name: held for name, held in row.items() if name in always or (held not in nothing and held is not False)}
 
 
 def judgment_of(row: Any, *, where: str) -> Judgment:

@@ -13,10 +13,14 @@ from consilience.errors import DataError
 from consilience.records import (
     ROLES,
     Conversation,
+    Judgment,
     Message,
+    VerdictState,
     conversation_of,
     read_conversations,
+    read_judgments,
     row_of,
+    row_of_judgment,
     write_jsonl,
     write_parquet,
 )
@@ -204,3 +208,30 @@ JSON = st.recursive(
 def test_any_json_is_a_chat_or_a_data_error(value):
     with contextlib.suppress(DataError):
         assert conversation_of(value, where="f, line 1", index=0).replies
+
+
+def test_judgments_are_written_and_read_back(tmp_path):
+    one = Judgment(key="a", judge="m", state=VerdictState.OK, value=0.0, said="B \ud800 \x1b[31m <b>")
+    other = Judgment(key="b", judge="m", state=VerdictState.OUT_OF_RANGE, stated=0.0, swapped=True, reason="why")
+    both = Judgment(key="c", judge="m", state=VerdictState.OUT_OF_RANGE, orders=(one, other), prompt="p")
+    path = tmp_path / "judgments.jsonl"
+    write_jsonl(path, map(row_of_judgment, (one, other, both)))
+    assert read_judgments(path) == [one, other, both]
+    assert both.consistent is None
+
+
+@pytest.mark.parametrize("row", [{}, [], {"key": "a", "judge": "m", "state": "well", "value": 1}, {"key": 1}, "x"])
+def test_what_is_no_judgment_is_named_with_its_line(row, tmp_path):
+    path = tmp_path / "judgments.jsonl"
+    write_jsonl(path, [row])
+    with pytest.raises(DataError, match="line 1"):
+        read_judgments(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "consistent"),
+    [((1, 1), True), ((0.9, 0.6), True), ((0.5, 0.5), True), ((1, 0.5), False), ((1, 0), False)],
+)
+def test_consistency_of_two_orders(values, consistent):
+    orders = tuple(Judgment(key=str(v), judge="m", state=VerdictState.OK, value=v) for v in values)
+    assert Judgment(key="", judge="m", state=VerdictState.OK, value=0.5, orders=orders).consistent is consistent
