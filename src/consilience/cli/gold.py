@@ -104,12 +104,12 @@ def code(
 ) -> None:
     """Code the gold sample in the browser, blind to every model; stop with Ctrl-C."""
     from consilience.annotate.coding.project import project_codebook
-    from consilience.serve.coding import serve_coding
+    from consilience.serve.coding import coding_page
 
-    def ready(urls: list[str]) -> None:
-        print("\n".join(["code here (stop with Ctrl-C; everything is saved as you type):", *urls]), flush=True)
-
-    serve_coding(project, project_codebook(project), host=host, port=port, ready=ready)
+    page = coding_page(project, project_codebook(project), host=host, port=port)
+    print("code here (stop with Ctrl-C; everything is saved as you type):")
+    print(*page.urls, sep="\n", flush=True)
+    page.server.run(sockets=[page.socket])
 
 
 @gold.command("import")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience.cli.tables import columns, shown
+from consilience.records import printable
 
 FEW_CLUSTERS = 30
 
@@ -15,7 +16,7 @@ def plan_table(found: Mapping[str, Any], project: Path) -> str:
     """What was drawn, by stratum, and what to do next."""
     head = ("stratum", "texts of the corpus", "development", "test", "coded by several")
     rows = [
-        (_plain(name), str(row["corpus"]), str(row["dev"]), str(row["test"]), str(row["twice"]))
+        (printable(name), str(row["corpus"]), str(row["dev"]), str(row["test"]), str(row["twice"]))
         for name, row in found["strata"].items()
     ]
     left_out = ", ".join(f"{count} {why}" for why, count in found["left_out"].items() if count)
@@ -48,20 +49,20 @@ def status_table(found: Mapping[str, Any]) -> str:
         blocks[0] += f"\ncoded under {found['codebooks']} versions of the codebook"
     if found["coders"]:
         head = ("coder", "coded", "unclear", "notes", "undone")
-        rows = [(_plain(name), *(str(count) for count in row.values())) for name, row in found["coders"].items()]
+        rows = [(printable(name), *(str(count) for count in row.values())) for name, row in found["coders"].items()]
         blocks.append(columns([head, *rows]))
     agreement = found["agreement"]
     for name, measures in agreement["variables"].items():
         rows = [
-            (f"{_plain(name)}, {measures['scale']}", ""),
+            (f"{printable(name)}, {measures['scale']}", ""),
             ("observed agreement", _estimate(measures["observed_agreement"])),
             ("Krippendorff's alpha", _estimate(measures["krippendorff_alpha"])),
         ]
         if "gwet_ac1" in measures:
             rows.append(("Gwet's AC1", _estimate(measures["gwet_ac1"])))
-        rows += [(f"share of {_plain(label)}", _estimate(share)) for label, share in measures["prevalence"].items()]
+        rows += [(f"share of {printable(label)}", _estimate(share)) for label, share in measures["prevalence"].items()]
         if len(measures["pairs"]) > 1:
-            rows += [(f"observed, {_plain(pair)}", _estimate(share)) for pair, share in measures["pairs"].items()]
+            rows += [(f"observed, {printable(pair)}", _estimate(share)) for pair, share in measures["pairs"].items()]
         blocks.append(columns(rows))
         known = measures["observed_agreement"]
         if "undefined" not in known:
@@ -76,8 +77,3 @@ def status_table(found: Mapping[str, Any]) -> str:
 
 def _estimate(found: Mapping[str, Any]) -> str:
     return f"undefined: {found['undefined']}" if "undefined" in found else shown(found)
-
-
-def _plain(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

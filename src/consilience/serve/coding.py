@@ -9,14 +9,13 @@ browser to ask.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import uvicorn
 from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request
@@ -29,7 +28,9 @@ from consilience.annotate.coding.labels import disagreements, gold_labels, write
 from consilience.annotate.coding.project import GOLD_TABLE, open_gold
 from consilience.annotate.coding.store import ADJUDICATOR, CODED, Coding, GoldStore
 from consilience.annotate.coding.values import LONGEST, checked
-from consilience.errors import BackendError, DataError
+from consilience.errors import DataError
+from consilience.serve.guard import Guard
+from consilience.serve.server import bind
 
 PAGE = Path(__file__).parent / "coding_page"
 FILES = ("index.html", "coding.css", "coding.js")
@@ -67,15 +68,17 @@ class _Undo(_Body):
     role: Literal["coder", "adjudicator"] = "coder"
 
 
-def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collection[str] | None) -> FastAPI:
+def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collection[str] = ()) -> FastAPI:
     """The page and its API for the gold sample of `project`.
 
-    `hosts` are the names under which it may be asked, besides addresses in numbers; None allows numbers and this
-    machine's own names. Every call of the API takes `token`. Raises `DataError` where no sample was drawn.
+    `hosts` are names under which it may be asked, beside this machine's own and addresses in numbers. Every call of
+    the API takes `token`. Raises `DataError` where no sample was drawn.
     """
     open_gold(project, codebook).close()
     table_lock = threading.Lock()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # FastAPI records requests for OpenTelemetry, and sends them away where the environment names a collector.
+    silent: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=silent)
 
     def store() -> GoldStore:
         return open_gold(project, codebook)
@@ -91,12 +94,10 @@ def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collecti
     known = [Depends(check_token)]
 
     @app.middleware("http")
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def limit(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         length = request.headers.get("content-length", "0")
-        if not _is_ours(request.headers.get("host", ""), hosts):
-            answer: Response = JSONResponse({"error": "this name is not the coding page's."}, 403)
-        elif not length.isdigit() or int(length) > LARGEST_BODY or "transfer-encoding" in request.headers:
-            answer = JSONResponse({"error": f"expected a body of at most {LARGEST_BODY} bytes."}, 413)
+        if not length.isdigit() or int(length) > LARGEST_BODY or "transfer-encoding" in request.headers:
+            answer: Response = JSONResponse({"error": f"expected a body of at most {LARGEST_BODY} bytes."}, 413)
         else:
             answer = await go_on(request)
         answer.headers.update(HEADERS)
@@ -201,27 +202,33 @@ def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collecti
             raise HTTPException(404, "there is nothing of this name.")
         return FileResponse(PAGE / name)
 
+    app.add_middleware(Guard, refuse=_refuse_stranger, hosts=hosts)
     return app
 
 
-def serve_coding(
-    project: Path, codebook: Codebook, *, host: str, port: int, ready: Callable[[list[str]], None]
-) -> None:
-    """Serves the page until it is interrupted; `ready` gets its addresses. `port` 0 takes one that is free.
+class CodingPage(NamedTuple):
+    """A page that is ready to be served: `server.run(sockets=[socket])`; its addresses, with the token."""
+
+    server: uvicorn.Server
+    socket: socket.socket
+    urls: list[str]
+
+
+def coding_page(project: Path, codebook: Codebook, *, host: str = "127.0.0.1", port: int = 0) -> CodingPage:
+    """The coding page of `project`, bound to `host` and `port` (0: any that is free) but not served yet.
 
     The token is made once per project, so that a page left open goes on after the server was stopped. Raises
-    `BackendError` where the port is taken or the host is not this machine's.
+    `ConfigError` where the port is taken or the host is not this machine's.
     """
     with open_gold(project, codebook) as store:
         token = store.about.get("token") or secrets.token_urlsafe(16)
         store.write_about({"token": token})
         write_gold(store, codebook, project / GOLD_TABLE)
-    listening = _listen(host, port)
-    bound = listening.getsockname()[1]
-    app = coding_app(project, codebook, token=token, hosts=None if host in ("0.0.0.0", "::") else (host,))
-    ready([f"http://{name}:{bound}/#{token}" for name in _names(host)])
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listening])
+    bound = bind(host, port)
+    app = coding_app(project, codebook, token=token, hosts=(host,))
+    config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    urls = [f"http://{name}:{bound.getsockname()[1]}/#{token}" for name in _names(host)]
+    return CodingPage(uvicorn.Server(config), bound, urls)
 
 
 def codebook_json(codebook: Codebook) -> dict[str, Any]:
@@ -292,6 +299,10 @@ def _progress(gold: GoldStore, coder: str) -> dict[str, int]:
     return {"done": progress.done, "left": progress.left}
 
 
+def _refuse_stranger(status: int, message: str, code: str) -> JSONResponse:
+    return JSONResponse({"error": "the coding page answers under its own address only."}, status)
+
+
 def _items(text: str) -> list[str]:
     try:
         items = json.loads(text)
@@ -300,36 +311,6 @@ def _items(text: str) -> list[str]:
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise DataError("expected a JSON list of texts' identifiers.")
     return items
-
-
-def _is_ours(host: str, hosts: Collection[str] | None) -> bool:
-    """Whether a request's Host names this page: a name of another site that resolves here does not."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    name = name.strip("[]").lower()
-    if name in ("localhost", "127.0.0.1", "::1"):
-        return True
-    if hosts is not None:
-        return name in hosts
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        own = socket.gethostname().lower()
-        return name in (own, f"{own}.local")
-    return True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
-    except OSError as error:
-        raise BackendError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}). Take another --port, or 0 for any."
-        ) from None
-    return listening
 
 
 def _names(host: str) -> list[str]:

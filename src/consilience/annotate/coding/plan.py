@@ -253,6 +253,11 @@ def _draw(
         what = f"{len(codebook.labels)} labels" if fewest > len(counts) else f"{len(counts)} strata"
         raise ConfigError(f"{texts_drawn} gold texts for {what}: fewer than one to each. Draw more, better 25 to each.")
     already = {name: size.drawn for name, size in before.items()}
+    if total < sum(already.values()):
+        what = "clusters" if by_cluster else "texts"
+        raise ConfigError(
+            f"{sum(already.values())} {what} are drawn already, and {total} would be fewer. --n counts all."
+        )
     chosen = allocate(counts, total, at_least=at_least, equal=design.equal, already=already)
     if before:
         dev = {name: before[name].dev if name in before else 0 for name in chosen}
