@@ -15,6 +15,7 @@ from uuid import uuid4
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from consilience.chat import render, render_prompt, token_bytes
 from consilience.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ from consilience.serve.requests import (
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 2
+NOBODY_THERE = 499  # the client has gone; the status is for the log
 DONE = b"data: [DONE]\n\n"
 OPEN_PATHS = ("/health", "/metrics")
 STATUS_TYPES = {404: NOT_FOUND, 405: "invalid_request_error"}
@@ -103,6 +105,10 @@ def make_app(
         metrics.refused()
         headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
         return _json(error.body, error.status, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=NOBODY_THERE)
 
     @app.exception_handler(404)
     @app.exception_handler(405)
@@ -245,7 +251,7 @@ class _Desk:
         try:
             await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not gathering.done():
-                return Response(status_code=499)  # nobody is there to read it
+                return Response(status_code=NOBODY_THERE)
             return _json(answer.whole(pieces.choices, gathering.result()))
         finally:
             gathering.cancel()
