@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.search import _pair
 from consilience.errors import BackendError, ConfigError
 
 DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
@@ -17,6 +19,13 @@ DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
 
 def serve(
     model: Annotated[str, typer.Argument(help="A local Hugging Face folder or a hub name.")],
+    guide: Annotated[
+        str | None, typer.Option(metavar="TUNED:UNTUNED", help="Search replies, guided by a small pair.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="With a guide: cbs | best-of-n | eft | sample.")] = "cbs",
+    width: Annotated[int, typer.Option(help="With a guide: W, hypotheses kept.")] = 4,
+    successors: Annotated[int, typer.Option(help="With a guide: K, continuations of each.")] = 4,
+    chunk: Annotated[int, typer.Option(min=0, help="With a guide: L, tokens at a time; 0 is the whole reply.")] = 5,
     host: Annotated[
         str, typer.Option(help="Where to listen. Others reach 0.0.0.0, too: set an API key.")
     ] = "127.0.0.1",
@@ -79,6 +88,11 @@ def serve(
         request_timeout_s=request_timeout,
         generation_config=generation_config,
         trust_remote_code=trust_remote_code,
+        guide=_pair(guide),
+        method=method,
+        width=width,
+        successors=successors,
+        chunk=chunk or None,
     )
     ready = prepare(settings)
     notes = [*ready.notes]
@@ -88,7 +102,12 @@ def serve(
     server = Server(app, ready.engine, grace_s=grace, access_log=access_log, log_config=_logging(as_json))
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{bound.getsockname()[1]}"
-    about = {"url": f"{url}/v1", "model": ready.served.name, "max_model_len": ready.served.context, "key": bool(key)}
+    about = {
+        "url": f"{url}/v1",
+        "model": ready.served.name,
+        "max_model_len": ready.served.context,
+        "key": bool(key),
+    } | dict(ready.served.about)
 
     def say() -> None:
         print(json.dumps(about | {"notes": notes}) if as_json else _opening(about, notes, ready.served), flush=True)
@@ -107,11 +126,17 @@ def _opening(about: dict[str, Any], notes: list[str], served: Any) -> str:
     body = json.dumps({"model": about["model"]})[:-1] + f", {asked}}}"
     lines = [
         f"model    {about['model']} ({about['max_model_len']} tokens of prompt and reply)",
+        *([f"guide    {_guided(served.about)}"] if served.about else []),
         *(f"note     {note}" for note in notes),
         f"listens  {about['url']}  (OpenAI's API; stop with Ctrl-C)",
         f"try      curl {about['url']}/{path}{key} -H 'Content-Type: application/json' -d '{body}'",
     ]
     return "\n".join(lines)
+
+
+def _guided(about: Mapping[str, Any]) -> str:
+    shape = ", ".join(f"{name} {about[name] or 'whole reply'}" for name in ("width", "successors", "chunk"))
+    return f"{about['guide']} ({about['method']}: {shape})"
 
 
 def _logging(as_json: bool) -> dict[str, Any]:

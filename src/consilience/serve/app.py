@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import logging
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from consilience.chat import render, render_prompt, token_bytes
-from consilience.errors import ConfigError, DataError
-from consilience.serve.engine import TIMED_OUT, Engine, QueueFull, Stopping
-from consilience.serve.generate import Job, Piece
+from consilience.serve.engine import SHUTTING_DOWN, Engine, QueueFull, Stopping
+from consilience.serve.generate import Failure, Job, Piece
 from consilience.serve.guard import App, Guard, Receive, Scope, Send
+from consilience.serve.jobs import Jobs, Served
 from consilience.serve.metrics import Metrics
 from consilience.serve.replies import Answer, event, written
-from consilience.serve.requests import (
-    NOT_FOUND,
-    TOO_MANY,
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-    messages_of,
-    read_chat,
-    read_completion,
-    read_json,
-    sampling_of,
-)
+from consilience.serve.requests import NOT_FOUND, TOO_MANY, ApiError, read_json
 
-log = logging.getLogger(__name__)
 RETRY_AFTER_S = 2
 NOBODY_THERE = 499  # the client has gone; the status is for the log
 DONE = b"data: [DONE]\n\n"
+FAILURES: dict[Failure, tuple[int, str | None]] = {
+    Failure.REFUSED: (400, None),
+    Failure.TIMEOUT: (504, "timeout"),
+    Failure.STOPPING: (503, "stopping"),
+    Failure.BROKEN: (500, None),
+}
 OPEN_PATHS = ("/health", "/metrics")
 STATUS_TYPES = {404: NOT_FOUND, 405: "invalid_request_error"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
-    """The model that is served, as clients see it, and the limits they are held to."""
-
-    name: str
-    tokenizer: Any
-    context: int  # tokens of prompt and reply together
-    vocabulary: int
-    most_choices: int
-    defaults: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, ...: the model's own
-    guided: bool = False
-    about: Mapping[str, Any] = field(default_factory=dict)  # shown at /v1/models
-    body_bytes: int = 8 << 20
-    body_timeout_s: float = 30.0
-    created: int = field(default_factory=lambda: int(time.time()))
 
 
 def make_app(
@@ -73,7 +45,8 @@ def make_app(
 ) -> App:
     """The application: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # FastAPI's pages load scripts from elsewhere
-    desk = _Desk(served, engine)
+    jobs = Jobs(served)
+    desk = _Desk(served, engine, jobs)
 
     @app.get("/health")
     async def health() -> Response:
@@ -89,7 +62,7 @@ def make_app(
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        _check_model(name, served)
+        jobs.check_model(name)
         return _json(_card(served))
 
     @app.post("/v1/chat/completions")
@@ -134,13 +107,9 @@ def make_app(
 class _Desk:
     """Takes requests in, and answers them from the pieces that the engine delivers."""
 
-    def __init__(self, served: Served, engine: Engine) -> None:
-        self.served, self.engine = served, engine
-        # A copy of the tokenizer in one thread: reading a prompt changes its settings for a moment, and the engine's
-        # thread decodes with the original.
-        self.tokenizer = copy.deepcopy(served.tokenizer)
+    def __init__(self, served: Served, engine: Engine, jobs: Jobs) -> None:
+        self.served, self.engine, self.jobs = served, engine, jobs
         self.reader = ThreadPoolExecutor(1, "tokenizer")
-        self.bytes_of = token_bytes(served.tokenizer)
 
     async def answer(self, http: Request, *, chat: bool) -> Any:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -148,8 +117,8 @@ class _Desk:
             raise ApiError(415, f"the content type is {kind[:80]!r}; expected 'application/json'.")
         tree = read_json(await self._body(http))
         loop = asyncio.get_running_loop()
-        request, jobs = await loop.run_in_executor(self.reader, self._read, tree, chat)
-        answer = Answer(self.served.name, chat, self._spell, prompt_tokens=sum(len(job.prompt_ids) for job in jobs))
+        request, jobs = await loop.run_in_executor(self.reader, partial(self.jobs.read, tree, chat=chat))
+        answer = Answer(self.served.name, chat, self.jobs.spell, prompt_tokens=sum(len(job.prompt_ids) for job in jobs))
         pieces = _Pieces(self.engine, jobs)
         pieces.submit()
         if request.stream:
@@ -168,81 +137,6 @@ class _Desk:
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self.served.body_timeout_s:g} s.") from None
         return bytes(body)
-
-    def _read(self, tree: Mapping[str, Any], chat: bool) -> tuple[ChatRequest | CompletionRequest, list[Job]]:
-        request = read_chat(tree) if chat else read_completion(tree)
-        _check_model(request.model, self.served)
-        self._check_features(request)
-        prompts = [self._chat_ids(request)] if isinstance(request, ChatRequest) else self._prompts_ids(request)
-        if len(prompts) * request.choices > self.served.most_choices:
-            most = self.served.most_choices
-            raise ApiError(
-                400, f"{len(prompts) * request.choices} replies are more than the {most} of this server.", param="n"
-            )
-        seen = self.served.context, self.served.defaults
-        return request, [
-            Job(
-                id=uuid4().hex,
-                prompt_ids=ids,
-                choices=request.choices,
-                goes_on=request.goes_on,
-                sampling=sampling_of(request, seen[1], prompt_tokens=len(ids), context=seen[0]),
-                search=request.search,
-            )
-            for ids in prompts
-        ]
-
-    def _check_features(self, request: ChatRequest | CompletionRequest) -> None:
-        if self.served.guided:
-            if request.wanted_logprobs is not None:
-                message = "'logprobs' are not supported with a guide: a searched reply is not a sample of the model."
-                raise ApiError(400, message, param="logprobs", code="unsupported")
-        else:
-            for name in ("width", "successors", "chunk"):
-                if getattr(request, name) is not None:
-                    raise ApiError(400, f"{name!r} needs a server that was started with --guide.", param=name)
-        unknown = [id_ for id_ in request.stop_token_ids or () if not 0 <= id_ < self.served.vocabulary]
-        if unknown:
-            message = f"token {unknown[0]} is not in the vocabulary of {self.served.vocabulary} tokens."
-            raise ApiError(400, message, param="stop_token_ids")
-
-    def _chat_ids(self, request: ChatRequest) -> Sequence[int]:
-        messages = messages_of(request)
-        try:
-            if not request.goes_on or not messages[-1].content:
-                return render_prompt(self.tokenizer, messages).tolist()
-            rendered = render(self.tokenizer, messages)
-        except ConfigError:
-            message = f"the model {self.served.name!r} has no chat template. Use /v1/completions."
-            raise ApiError(400, message, param="messages", code="no_chat_template") from None
-        except DataError as error:
-            raise ApiError(400, str(error), param="messages") from None
-        last = rendered.reply_T == rendered.reply_T.max()
-        inside = last & (rendered.reply_starts_T < len(messages[-1].content.encode()))
-        return rendered.ids_T[: int(np.flatnonzero(inside)[-1]) + 1].tolist()
-
-    def _prompts_ids(self, request: CompletionRequest) -> list[Sequence[int]]:
-        found: list[Sequence[int]] = []
-        for prompt in request.prompts:
-            if isinstance(prompt, str):
-                special = request.add_special_tokens
-                ids = self.tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"]
-            else:
-                ids = prompt
-                unknown = [id_ for id_ in ids if not 0 <= id_ < self.served.vocabulary]
-                if unknown:
-                    message = f"token {unknown[0]} is not in the vocabulary of {self.served.vocabulary} tokens."
-                    raise ApiError(400, message, param="prompt")
-            if not ids:
-                raise ApiError(400, "a prompt is empty: it has no tokens to go on with.", param="prompt")
-            found.append(ids)
-        return found
-
-    def _spell(self, token_id: int) -> bytes:
-        known = self.bytes_of[token_id] if token_id < len(self.bytes_of) else None
-        if known is not None:
-            return known
-        return str(self.tokenizer.convert_ids_to_tokens(token_id) or "").encode()
 
     async def _whole(self, http: Request, pieces: _Pieces, answer: Answer) -> Response:
         """Waits for all pieces or for the client to go away, whichever comes first."""
@@ -267,7 +161,7 @@ class _Pieces:
         self.choices = sum(job.choices for job in jobs)
         self.queue: asyncio.Queue[Piece] = asyncio.Queue()
         self.open = self.choices
-        starts = np.cumsum([0, *(job.choices for job in jobs)]).tolist()
+        starts = accumulate((job.choices for job in jobs), initial=0)
         self.first_index = {job.id: start for job, start in zip(jobs, starts)}
 
     def submit(self) -> None:
@@ -286,18 +180,18 @@ class _Pieces:
             raise ApiError(429, message, type_=TOO_MANY, code="queue_full", retry_after_s=RETRY_AFTER_S) from None
         except Stopping:
             self.close()
-            message = "the server is shutting down."
-            raise ApiError(503, message, type_="server_error", code="stopping", retry_after_s=RETRY_AFTER_S) from None
+            raise ApiError(
+                503, SHUTTING_DOWN, type_="server_error", code="stopping", retry_after_s=RETRY_AFTER_S
+            ) from None
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         """Raises `ApiError` when a job is given up."""
         while self.open:
             piece = await self.queue.get()
             if piece.error:
-                late = piece.error == TIMED_OUT
-                raise ApiError(
-                    504 if late else 500, piece.error, type_="server_error", code="timeout" if late else None
-                )
+                status, code = FAILURES[piece.failure]
+                type_ = "server_error" if status >= 500 else "invalid_request_error"
+                raise ApiError(status, piece.error, type_=type_, code=code)
             self.open -= piece.finish is not None
             yield self.first_index[piece.job] + piece.choice, piece
 
@@ -360,12 +254,6 @@ async def _gather(pieces: _Pieces) -> list[tuple[int, Piece]]:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _check_model(name: str, served: Served) -> None:
-    if name != served.name:
-        message = f"The model {name[:200]!r} does not exist. This server has {served.name!r}."
-        raise ApiError(404, message, type_=NOT_FOUND, param="model", code="model_not_found")
 
 
 def _card(served: Served) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from consilience.serve.generate import Generator, Job, Piece
+from consilience.errors import ConsilienceError
+from consilience.serve.generate import Failure, Generator, Job, Piece
 from consilience.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ Deliver = Callable[[Piece], None]
 
 TIMED_OUT = "the request took longer than the server allows"
 OUR_BUG = "the server failed while it wrote the reply; its log says why"
-STOPPING = "the server is shutting down"
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class QueueFull(Exception):
@@ -94,17 +95,20 @@ class Engine:
             return len(self.running), len(self.waiting)
 
     def _run(self) -> None:
-        while self._take_turns():
-            try:
-                pieces = self.generator.step()
-            except Exception:  # the outermost edge of this thread: the server goes on with other requests
-                log.exception("a step of the generator failed; the requests in progress are given up")
-                self.generator.clear()
-                self._give_up([*self.running.values()], OUR_BUG)
-                continue
-            for piece in pieces:
-                self._hand_out(piece)
-        self._give_up([*self.running.values(), *self.waiting], STOPPING)
+        try:
+            while self._take_turns():
+                try:
+                    pieces = self.generator.step()
+                except Exception:  # the outermost edge of this thread: the server goes on with other requests
+                    log.exception("a step of the generator failed; the requests in progress are given up")
+                    self._give_up([*self.running.values()], OUR_BUG, Failure.BROKEN)
+                    self.generator.clear()
+                    continue
+                for piece in pieces:
+                    self._hand_out(piece)
+        finally:
+            self.stopping = True
+            self._give_up([*self.running.values(), *self.waiting], SHUTTING_DOWN, Failure.STOPPING)
 
     def _take_turns(self) -> bool:
         """Waits for work, lets go of what is called off or late, and takes on what fits. False: the thread may end."""
@@ -122,12 +126,15 @@ class Engine:
                 self._close(ticket, "cancelled")
             elif ticket.deadline < now:
                 self.generator.drop(ticket.job.id)
-                self._give_up([ticket], TIMED_OUT, "timeout")
+                self._give_up([ticket], TIMED_OUT, Failure.TIMEOUT)
         while self.waiting and self.generator.fits(self.waiting[0].job):
             with self.changed:
                 ticket = self.waiting.popleft()
                 self.running[ticket.job.id] = ticket
-            self.generator.add(ticket.job)
+            try:
+                self.generator.add(ticket.job)
+            except ConsilienceError as error:
+                self._give_up([ticket], str(error), Failure.REFUSED)
         return True
 
     def _hand_out(self, piece: Piece) -> None:
@@ -136,9 +143,9 @@ class Engine:
             return
         if piece.error:
             self.generator.drop(piece.job)
-            self._give_up([ticket], piece.error)
+            self._give_up([ticket], piece.error, piece.failure)
             return
-        if piece.tokens and not ticket.first_text:
+        if (piece.text or piece.tokens) and not ticket.first_text:
             ticket.first_text = time.monotonic()
             self.metrics.first_token.observe(ticket.first_text - ticket.arrived)
         ticket.tokens += piece.tokens
@@ -148,10 +155,10 @@ class Engine:
                 self._close(ticket, "finished")
         ticket.deliver(piece)
 
-    def _give_up(self, tickets: list[_Ticket], reason: str, outcome: str = "failed") -> None:
+    def _give_up(self, tickets: list[_Ticket], reason: str, failure: Failure) -> None:
         for ticket in tickets:
-            self._close(ticket, outcome)
-            ticket.deliver(Piece(ticket.job.id, 0, "", error=reason))
+            self._close(ticket, failure)
+            ticket.deliver(Piece(ticket.job.id, 0, "", error=reason, failure=failure))
 
     def _close(self, ticket: _Ticket, outcome: str) -> None:
         with self.changed:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
+
+from consilience.records import Message
+
+SEARCH_SETTINGS = ("width", "successors", "chunk")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +38,11 @@ class SearchChoice:
     successors: int | None = None
     chunk: int | None = None
 
+    @property
+    def named(self) -> dict[str, int]:
+        """The settings that are not the server's own."""
+        return {name: value for name in SEARCH_SETTINGS if (value := getattr(self, name)) is not None}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
@@ -40,6 +50,9 @@ class Job:
 
     id: str
     prompt_ids: Sequence[int]
+    messages: tuple[
+        Message, ...
+    ] = ()  # what the ids were made of: a chat, or one text; of ids that were given, nothing
     choices: int = 1
     goes_on: bool = False  # the reply goes on with the prompt's text; otherwise it is a text of its own
     sampling: Sampling
@@ -55,6 +68,15 @@ class TokenLogprob:
     likeliest: tuple[tuple[int, float], ...]
 
 
+class Failure(StrEnum):
+    """Why a job is given up. Compare, never test for truth."""
+
+    REFUSED = "refused"  # the prompt is at fault
+    TIMEOUT = "timeout"
+    STOPPING = "stopping"  # the server is
+    BROKEN = "failed"  # the model or the server is
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some more of a reply. `finish` is None while it goes on, then "stop" or "length"; an `error` ends the job."""
@@ -66,6 +88,7 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str | None = None
     error: str = ""
+    failure: Failure = Failure.BROKEN  # what kind of error, where there is one
 
 
 class Generator(Protocol):
@@ -75,7 +98,9 @@ class Generator(Protocol):
         """Whether the job can be taken on now; a job that never can is the caller's mistake."""
         ...
 
-    def add(self, job: Job) -> None: ...
+    def add(self, job: Job) -> None:
+        """Raises a `ConsilienceError` for a prompt that cannot be read; the job is none of its business then."""
+        ...
 
     def drop(self, job_id: str) -> None:
         """Stops work on a job; nothing is heard of it again. Unknown jobs are none of its business."""

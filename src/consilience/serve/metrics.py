@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import accumulate
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-OUTCOMES = ("finished", "cancelled", "timeout", "failed", "refused")
+OUTCOMES = ("finished", "cancelled", "timeout", "failed", "stopping", "refused")
 
 
 class Histogram:

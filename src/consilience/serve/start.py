@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from consilience.errors import ConfigError
+from consilience.config import parse
+from consilience.errors import ConfigError, pick
 from consilience.models import ChatModel, context_of, load_model
-from consilience.serve.app import Served
+from consilience.search import METHODS, Models, SearchSettings, TreeModel
 from consilience.serve.engine import Engine
-from consilience.serve.generate import Generator
+from consilience.serve.generate import SEARCH_SETTINGS, Generator
+from consilience.serve.guided import GuidedSearch
+from consilience.serve.jobs import Reader, Served
 from consilience.serve.metrics import Metrics
 from consilience.serve.plain import PlainSampling
 
@@ -32,6 +35,11 @@ class ServeSettings:
     request_timeout_s: float = 600.0
     generation_config: str = "auto"
     trust_remote_code: bool = False
+    guide: tuple[str, str] | None = None  # tuned and untuned
+    method: str = "cbs"
+    width: int = 4
+    successors: int = 4
+    chunk: int | None = 5  # None: the whole reply
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_waiting", "request_timeout_s"):
@@ -39,6 +47,8 @@ class ServeSettings:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; it must be above 0.")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"--max-model-len is {self.max_model_len}; a prompt and a reply need 2 tokens at least.")
+        if self.guide is None and self.method != "cbs":
+            raise ConfigError(f"--method {self.method} needs a small pair. Give --guide TUNED:UNTUNED.")
         if self.generation_config not in GENERATION_CONFIGS:
             raise ConfigError(f"--generation-config is {self.generation_config!r}; expected auto or none.")
 
@@ -55,34 +65,77 @@ class Ready:
 
 def prepare(settings: ServeSettings) -> Ready:
     """Loads what is served. Raises `BackendError` and `ConfigError`."""
-    chat_model = load_model(settings.model, dtype=settings.dtype, code=settings.trust_remote_code)
+    search = _search_settings(settings)  # before anything is loaded
+    chat_model = _load(settings, settings.model)
     positions = context_of(chat_model.model, FAR)
     context = min(settings.max_model_len or positions, positions)
     notes = []
     if settings.max_model_len and settings.max_model_len > positions:
-        notes.append(
-            f"--max-model-len {settings.max_model_len} is more than the model's {positions} positions, which hold"
-        )
+        notes.append(f"--max-model-len {settings.max_model_len} exceeds the model's {positions} positions, which hold")
     if not chat_model.tokenizer.chat_template:
         notes.append("the model has no chat template: /v1/chat/completions refuses, /v1/completions works")
-    defaults, not_applied = sampling_defaults(chat_model) if settings.generation_config == "auto" else ({}, ())
+    defaults: dict[str, float] = {}
+    if settings.guide:
+        defaults = {"temperature": search.temperature, "top_k": search.top_k}
+    if settings.generation_config == "auto":
+        stated, not_applied = sampling_defaults(chat_model)
+        defaults |= stated
+        if not_applied:
+            notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
     if defaults:
         told = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
-        notes.append(f"where a request does not say otherwise: {told} (the model's generation_config.json)")
-    if not_applied:
-        notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
-    generator: Generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
-    metrics = Metrics()
-    engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
+        notes.append(f"where a request does not say otherwise: {told}")
     served = Served(
         name=settings.served_model_name or settings.model,
         tokenizer=chat_model.tokenizer,
         context=context,
         vocabulary=chat_model.vocabulary_size,
-        most_choices=settings.max_num_seqs,
+        most_replies=settings.max_num_seqs,
         defaults=defaults,
     )
+    generator: Generator
+    if settings.guide is None:
+        generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
+    else:
+        pair = [_load(settings, name) for name in settings.guide]
+        generator = guided = GuidedSearch(
+            Models(TreeModel(chat_model), TreeModel(pair[0]), TreeModel(pair[1])),
+            search,
+            method=settings.method,
+            max_replies=settings.max_num_seqs,
+        )
+        most = guided.settings.width * guided.settings.successors
+        if most > settings.max_num_seqs:
+            raise ConfigError(
+                f"a reply takes {most} hypotheses at once (--width times --successors), more than --max-num-seqs "
+                f"{settings.max_num_seqs}. Raise it, or search less widely."
+            )
+        shown = {name: getattr(guided.settings, name) for name in SEARCH_SETTINGS}
+        served = replace(
+            served,
+            replies_of=guided.replies_of,
+            guides=tuple(
+                Reader(name=one.name, tokenizer=one.tokenizer, context=context_of(one.model, FAR)) for one in pair
+            ),
+            overrides=settings.method == "cbs",
+            about={"guide": ":".join(settings.guide), "method": settings.method} | shown,
+        )
+        for reader in served.guides:
+            if chat_model.tokenizer.chat_template and not reader.tokenizer.chat_template:
+                notes.append(f"the guide {reader.name} has no chat template: /v1/chat/completions refuses")
+    metrics = Metrics()
+    engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
     return Ready(served, engine, metrics, tuple(notes))
+
+
+def _search_settings(settings: ServeSettings) -> SearchSettings:
+    pick(METHODS, settings.method, "search method")
+    shape = {name: getattr(settings, name) for name in SEARCH_SETTINGS}
+    return parse(shape, SearchSettings, where="--guide")
+
+
+def _load(settings: ServeSettings, name: str) -> ChatModel:
+    return load_model(name, dtype=settings.dtype, code=settings.trust_remote_code)
 
 
 def sampling_defaults(chat_model: ChatModel) -> tuple[dict[str, float], tuple[str, ...]]:
