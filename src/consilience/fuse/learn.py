@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from torch.utils.data import Dataset
 from consilience.align.pieces import SharedPieces
 from consilience.chat import Rendered
 from consilience.errors import pick
-from consilience.fuse.losses import LOSSES, after, chunk_loss, gold_nll, over_pieces
+from consilience.fuse.losses import LOSSES, Outcomes, after, chunk_loss, outcomes
 from consilience.fuse.select import GOLD, NO_CHUNK, Targets, load_targets
 from consilience.fuse.teach import MERGED, TOKENS, UNTAUGHT
 from consilience.train import Objective, loss_through_head
 
 SPACES = 8  # more than there are spaces of `teach`
+UNFUSED = -1
 ROWS = (
     "target_ids",
     "target_probs",
@@ -192,27 +193,39 @@ def fusion_objective(loss: str, pieces: Pieces | None = None, *, chunk_temperatu
         found = pieces(teacher)[space]
         return torch.from_numpy(found.of_pivot.astype(np.int64)).to(device), len(found.texts)
 
-    def outcomes(logits_MV: Tensor, ahead_M: Tensor, teacher: int, space: int) -> Tensor:
-        """The student's log-odds of the outcomes that a teacher's rows speak of."""
-        if space == TOKENS:
-            return logits_MV
-        if space == MERGED:
-            return after(logits_MV, ahead_M)
-        return over_pieces(logits_MV, *shared(teacher, space, logits_MV.device))
+    def students(
+        logits_NV: Tensor, rows: Mapping[str, Tensor], kind_N: Tensor
+    ) -> Iterator[tuple[int, Tensor, Outcomes]]:
+        """`(kind, places_M, outcomes)` of the rows of every kind; of one without rows where there are none at all."""
+        kinds, counts = kind_N.unique(return_counts=True)
+        order_N = kind_N.argsort(stable=True)
+        logits_NV = logits_NV[order_N] if len(kinds) > 1 else logits_NV  # one copy, not one per kind
+        sizes = counts.tolist() or [0]
+        parts = zip(kinds.tolist() or [UNFUSED], order_N.split(sizes), logits_NV.split(sizes), strict=True)
+        for kind, places_M, logits_MV in parts:
+            ids_MJ, probs_MJ = rows["target_ids"][places_M], rows["target_probs"][places_M]
+            if kind == UNFUSED:
+                ids_MJ, probs_MJ = ids_MJ[:, :0], probs_MJ[:, :0]
+            in_pieces = kind != UNFUSED and kind % SPACES not in (TOKENS, MERGED)
+            groups = shared(kind // SPACES, kind % SPACES, logits_NV.device) if in_pieces else (None, 0)
+            yield kind, places_M, outcomes(logits_MV, rows["gold"][places_M], ids_MJ, probs_MJ, *groups)
 
     def sums_of(logits_NV: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over positions whose targets are `rows`; no chunk of text begins before or ends after them."""
-        gold_nll_N = gold_nll(logits_NV, rows["gold"])
+        weight_N = rows["fusion_weight"]
+        fused_N = (weight_N > 0) & rows["target_probs"].gt(0).any(-1)
+        found = [*students(logits_NV, rows, _kinds(rows, fused_N))]
+        sorted_back = torch.cat([places_M for _, places_M, _ in found]).argsort()
+        gold_nll_N = -torch.cat([student.gold_N for *_, student in found])[sorted_back]
         total = (rows["gold_weight"] * gold_nll_N).sum()
         sums = {"gold": gold_nll_N.sum()}
-        weight_N, kind_N = rows["fusion_weight"], rows["teacher"].long() * SPACES + rows["space"]
-        fused_N = (weight_N > 0) & rows["target_probs"].gt(0).any(-1)
         ahead_N = _ahead(-gold_nll_N, rows["chunk"])
-        for kind in kind_N[fused_N].unique().tolist():
-            at_M = (fused_N & (kind_N == kind)).nonzero()[:, 0]
-            student = outcomes(logits_NV[at_M], ahead_N[at_M], kind // SPACES, kind % SPACES)
-            fusion_M = sparse_loss(student, rows["target_ids"][at_M], rows["target_probs"][at_M])
-            total = total + (weight_N[at_M] * fusion_M).sum()
+        for kind, places_M, student in found:
+            if kind == UNFUSED:
+                continue
+            seen = after(student, ahead_N[places_M]) if kind % SPACES == MERGED else student
+            fusion_M = torch.where(fused_N[places_M], sparse_loss(seen, rows["target_probs"][places_M]), 0.0)
+            total = total + (weight_N[places_M] * fusion_M).sum()
             sums["fusion"] = sums.get("fusion", 0) + fusion_M.sum()
         chunked_N = (weight_N > 0) & rows["chunk_logprob"].isfinite()
         if chunked_N.any():
@@ -236,6 +249,16 @@ def fusion_objective(loss: str, pieces: Pieces | None = None, *, chunk_temperatu
         )
 
     return objective
+
+
+def _kinds(rows: Mapping[str, Tensor], fused_N: Tensor) -> Tensor:
+    """What the rows' candidates are: a number per teacher and space, UNFUSED where there are none.
+
+    Where all that are fused are of one kind the others count to it, so that nothing is sorted; no loss counts them.
+    """
+    kind_N = rows["teacher"].long() * SPACES + rows["space"]
+    of_fused = kind_N[fused_N].unique()
+    return of_fused.expand_as(kind_N) if len(of_fused) == 1 else torch.where(fused_N, kind_N, UNFUSED)
 
 
 def _between_chunks(chunk_N: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from consilience.errors import BackendError
 from consilience.models.load import ChatModel
 
 BLOCK = 1 << 21  # logits: 8 MiB in float32
+STRETCH = 128  # tokens
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32: 885 positions of a vocabulary of 151,646
 
 
@@ -94,12 +95,13 @@ def _score_batch(
         mask_BT[row, : len(ids)] = 1
     kept = np.unique(np.concatenate([np.asarray(positions, dtype=np.int64) - 1 for positions in positions_N_of]))
     if not len(kept):
-        return [_scores_of(torch.zeros(0, chat_model.vocabulary_size), ids[:0], top_k) for ids in ids_T_of]
+        nothing = torch.zeros(0, chat_model.vocabulary_size), torch.zeros(0, dtype=torch.long)
+        return [_scores_of(*nothing, ids[:0], top_k) for ids in ids_T_of]
     logits_BNV = logits_at(chat_model.model, input_ids_BT, mask_BT, kept)
     results = []
     for row, (ids, positions) in enumerate(zip(ids_T_of, positions_N_of, strict=True)):
         columns = torch.from_numpy(np.searchsorted(kept, np.asarray(positions, dtype=np.int64) - 1))
-        results.append(_scores_of(logits_BNV[row, columns.to(logits_BNV.device)], ids[positions], top_k))
+        results.append(_scores_of(logits_BNV[row], columns.to(logits_BNV.device), ids[positions], top_k))
     return results
 
 
@@ -113,15 +115,34 @@ def logits_at(model: Any, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor, col
     return model(**inputs).logits[:, keep]
 
 
-def _scores_of(logits_NV: torch.Tensor, gold_N: NDArray[np.int32], top_k: int) -> ReplyScores:
-    gold_N1 = torch.from_numpy(gold_N.astype(np.int64)).to(logits_NV.device)[:, None]
-    # By blocks that stay in the processor's cache: a log-softmax of everything costs as much as the head on a CPU.
-    norm_N1 = torch.cat(
-        [block.float().logsumexp(-1, keepdim=True) for block in logits_NV.split(max(1, BLOCK // logits_NV.shape[1]))]
-    )
-    top = logits_NV.topk(top_k, dim=-1)
-    return ReplyScores(
-        (logits_NV.gather(-1, gold_N1).float() - norm_N1)[:, 0].cpu().numpy(),
-        top.indices.to(torch.int32).cpu().numpy(),
-        (top.values.float() - norm_N1).cpu().numpy(),
-    )
+def _scores_of(logits_NV: torch.Tensor, columns_M: torch.Tensor, gold_M: NDArray[np.int32], top_k: int) -> ReplyScores:
+    """What is stored of the rows `columns_M`, a few at a time, so that a processor reads them from memory once."""
+    rows = max(1, BLOCK // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else max(1, len(columns_M))
+    all_gold = torch.from_numpy(gold_M.astype(np.int64)).to(logits_NV.device)
+    parts = []
+    for columns, gold in zip(columns_M.split(rows), all_gold.split(rows), strict=True):
+        block = logits_NV[columns]
+        norm = block.float().logsumexp(-1, keepdim=True)
+        logits, ids = _likeliest(block, top_k)
+        parts.append(((block.gather(-1, gold[:, None]).float() - norm)[:, 0], ids, logits.float() - norm))
+    gold_logprobs, ids, logprobs = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return ReplyScores(gold_logprobs.numpy(), ids.to(torch.int32).numpy(), logprobs.numpy())
+
+
+def _likeliest(logits_MV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top_k` largest logits of each row, descending, and their ids: `topk` in a third of its time.
+
+    The k stretches of STRETCH tokens with the largest maxima hold the k largest logits.
+    """
+    rows, vocabulary = logits_MV.shape
+    whole = vocabulary - vocabulary % STRETCH
+    if top_k * STRETCH >= whole or not top_k:
+        found = logits_MV.topk(top_k, dim=-1)
+        return found.values, found.indices
+    stretches = logits_MV[:, :whole].unflatten(1, (-1, STRETCH))
+    best_MK1 = stretches.amax(-1).topk(top_k, dim=-1).indices[..., None]
+    offsets = torch.arange(STRETCH, device=logits_MV.device)
+    beyond = torch.arange(whole, vocabulary, device=logits_MV.device).expand(rows, -1)
+    ids = torch.cat([(best_MK1 * STRETCH + offsets).flatten(1), beyond], dim=1)
+    found = logits_MV.gather(1, ids).topk(top_k, dim=-1)
+    return found.values, ids.gather(1, found.indices)

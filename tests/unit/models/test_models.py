@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from consilience.errors import BackendError
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, score_replies
+from consilience.models.score import _likeliest
 
 NAMES = ["pivot", "wren", "finch"]
 
@@ -126,3 +127,14 @@ def test_replies_stop_where_the_models_positions_do(world: Path) -> None:
         out = chat_model.model.generate(torch.tensor(prompts[index][None].astype(np.int64)), max_new_tokens=new,
                                         do_sample=False, pad_token_id=0)  # fmt: skip
         assert replies[index][0] == tokenizer.decode(out[0, len(prompts[index]) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("vocabulary", [640, 129, 1000, 5000])
+def test_the_likeliest_are_torchs(vocabulary: int) -> None:
+    logits = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[0, -1], logits[1, 0], logits[2, :20] = 9.0, 9.0, torch.arange(20.0)  # at the ends, and side by side
+    for top_k in (0, 1, 3, 10):
+        values, ids = _likeliest(logits, top_k)
+        expected = logits.topk(top_k, dim=-1)
+        assert torch.equal(values, expected.values)
+        assert torch.equal(ids, expected.indices)
