@@ -86,6 +86,20 @@ def test_an_extension_holds_the_sample_and_another_design_is_refused(consilience
     assert gold_rows(project) == after
 
 
+def test_more_coders_later(consilience: Consilience, project: Path, tmp_path: Path) -> None:
+    consilience(*plan_words(project, "--n", 12, "--double", 0))
+    for coder, code_ in (("anna", 0), ("ben", 2)):
+        out = tmp_path / f"{coder}.csv"
+        assert consilience("gold", "export", project, "--coder", coder, "--out", out).code == code_
+        if not code_:
+            (tmp_path / "done.csv").write_text(out.read_text(encoding="utf-8-sig").replace(",,,", ",glad,,"))
+            assert consilience("gold", "import", project, tmp_path / "done.csv", "--coder", coder).code == 0
+    # Half of every part of every stratum, rounded up: of 2 and 4, and of 1 and 5.
+    assert consilience(*plan_words(project, "--n", 12, "--double", 0.5, "--json")).json["twice"] == 7
+    answer = consilience("gold", "export", project, "--coder", "ben", "--out", tmp_path / "ben.csv", "--json")
+    assert answer.json["texts"] == 7
+
+
 def test_clusters_are_drawn_first(consilience: Consilience, project: Path) -> None:
     words = ["gold", "plan", project, "--corpus", project / "notes.csv", "--id", "id", "--cluster", "author"]
     found = consilience(*words, "--per-cluster", 2, "--n", 8, "--json").json
@@ -200,3 +214,47 @@ def test_print_shows_no_terminal_escape(consilience: Consilience, project: Path)
     text = (project / "notes.csv").read_text().replace(MODEL_LABELS[0], "\x1b[31mred")
     (project / "notes.csv").write_text(text)
     assert "\x1b" not in consilience(*plan_words(project, "--n", 12)).out
+
+
+def test_a_sample_that_was_drawn_elsewhere(consilience: Consilience, project: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("id,mood,weight\n" + "".join(f"n{i},glad,0.{i + 1}\n" for i in range(8)))
+    words = ["gold", "plan", project, "--corpus", project / "notes.csv", "--id", "id", "--drawn", tmp_path / "mine.csv"]
+    assert "as a simple random sample of 40 texts" in consilience(*words).out
+    assert consilience("gold", "import", project, tmp_path / "mine.csv", "--coder", "anna").code == 0
+    rows = gold_rows(project)
+    assert {row["split"]: float(row["probability"]) for row in rows} == pytest.approx({"dev": 2 / 40, "test": 6 / 40})
+    assert {row["label"] for row in rows} == {"glad"}
+    assert "is there already" in consilience(*words).err
+    assert "is not extended by drawing" in consilience(*plan_words(project, "--n", 20)).err
+    other = make_project(tmp_path / "other")
+    words[2] = other
+    assert consilience(*words, "--probability", "weight").code == 0
+    consilience("gold", "export", other)
+    for row in gold_rows(other):
+        share = {"dev": 2 / 8, "test": 6 / 8}[row["split"]]
+        assert float(row["probability"]) == pytest.approx((int(row["id"][1:]) + 1) / 10 * share)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("id,p\nn0,0.5\nn99,0.5\n", "row 2: 'n99' is not in"),
+        ("id,p\nn0,0.5\nn0,0.5\n", "row 2: 'n0' a second time"),
+        ("id,p\nn0,0.5\nn1,0\n", "row 2: the probability is '0'; expected a number above 0"),
+        ("id,p\nn0,half\n", "row 1: the probability is 'half'"),
+        ("id,p\nn0,0.5\n", "1 gold texts for 2 labels"),
+        ("idd,p\nn0,0.5\n", "has no column 'id' (--id). Did you mean 'idd'?"),
+        ("id,p\nn7,0.5\n", "row 1: models are shown 'n7' as an example (the codebook); it cannot be gold"),
+        ("id,p\nn8,0.5\n", "row 1: the text of 'n8' is empty"),
+    ],
+)
+def test_samples_from_elsewhere_that_cannot_be(consilience: Consilience, project: Path, rows: str, said: str) -> None:
+    table = list(csv.reader((project / "notes.csv").open()))
+    table[8][1], table[9][1] = "Thank you all, best day!", ""
+    csv.writer((project / "notes.csv").open("w")).writerows(table)
+    (project / "mine.csv").write_text(rows)
+    words = ["gold", "plan", project, "--corpus", project / "notes.csv", "--id", "id", "--probability", "p"]
+    answer = consilience(*words, "--drawn", project / "mine.csv")
+    assert answer.code == 2
+    assert said in answer.err
+    assert not (project / "gold.sqlite").exists()

@@ -55,6 +55,12 @@ def plan(
     correlation: Annotated[
         float | None, typer.Option(help="How alike texts of one cluster are, 0 to 1; for --width.")
     ] = None,
+    drawn: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw nothing: take the texts whose identifiers this table has.")
+    ] = None,
+    probability: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of --drawn: the probability with which each was drawn.")
+    ] = None,
     dev: Annotated[float, typer.Option(help="The share for choosing prompts, kept out of the estimates.")] = 0.25,
     double: Annotated[float, typer.Option(help="The random share that several people code.")] = 0.25,
     coders: Annotated[int, typer.Option(help="How many people code a text of that share.")] = 2,
@@ -62,9 +68,29 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Draw the gold sample; with more texts than before, extend it."""
+    from consilience.annotate.coding.adopt import adopt_sample
     from consilience.annotate.coding.plan import GoldDesign, plan_gold
     from consilience.annotate.coding.project import few_shot_texts, project_codebook, project_corpus
 
+    if drawn is not None:
+        codebook = project_codebook(project)
+        adopted = adopt_sample(
+            project,
+            codebook,
+            project_corpus(project, path=corpus, text=text, id=id_, cluster=cluster, encoding=encoding),
+            drawn,
+            id_column=id_ or "id",
+            probability_column=probability,
+            development=dev,
+            twice=double,
+            coders=coders,
+            seed=seed,
+            never=few_shot_texts(project, codebook),
+        )
+        print(json.dumps(adopted) if as_json else f"{adopted['texts']} of {adopted['corpus']} texts taken over")
+        if adopted["assumed"] and not as_json:
+            print(f"as {adopted['assumed']}; if they had other probabilities, name their column with --probability")
+        return
     design = GoldDesign(
         texts=n,
         width=width,

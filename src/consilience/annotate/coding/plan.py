@@ -37,7 +37,8 @@ from consilience.run import fingerprint
 
 STORE = "gold.sqlite"
 AT_LEAST = 25  # texts of every stratum, where there are so many to draw (references: 25 to 30 per predicted class)
-HOW_MANY = ("texts", "width", "share", "level", "correlation")  # what an extension may change of a design
+# What an extension may change of a design: how many texts, and how many people code how many of them.
+HOW_MANY = ("texts", "width", "share", "level", "correlation", "twice", "coders")
 WHOLE_CORPUS = "all texts"
 
 
@@ -138,8 +139,8 @@ def plan_gold(
     """Draws the gold sample of `project`, or extends it, and says what was drawn.
 
     Empty texts and texts that are `never` to be gold, because models are shown them (`few_shot_texts`), are not drawn
-    but counted. Raises `DataError` or `ConfigError` at
-    what cannot be drawn from, and where an extension would not hold the sample as it is. Nothing is written then.
+    but counted. Raises `DataError` or `ConfigError` at what cannot be drawn from, and where an extension would not
+    hold the sample as it is. Nothing is written then.
     """
     path = project / STORE
     frame = _read_frame(corpus, design, never)
@@ -332,6 +333,10 @@ def _texts(corpus: Corpus, frame: _Frame, drawn: Sequence[DrawnText], design: Go
 
 def _refuse_changes(store: GoldStore, about: Mapping[str, Any]) -> None:
     was, now = store.about, about
+    if "adopted" in was["design"]:
+        raise ConfigError(
+            f"{store.path} was taken over from {was['design']['adopted']}; it is not extended by drawing."
+        )
     if was["corpus"]["fingerprint"] != now["corpus"]["fingerprint"]:
         raise ConfigError(
             f"the corpus {now['corpus']['path']} is not the one that {store.path} was drawn from; "

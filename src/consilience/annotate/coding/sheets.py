@@ -42,7 +42,7 @@ class Imported:
 def write_sheet(store: GoldStore, codebook: Codebook, coder: str, path: Path, *, force: bool = False) -> int:
     """Writes the texts that `coder` has coded or may code to a spreadsheet, in coding order; how many.
 
-    Raises `ConfigError` where `path` is there already and not `force`.
+    Raises `ConfigError` where `path` is there already and not `force`, and where there is nothing to code.
     """
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already. Give another name, or --force to overwrite it.")
@@ -63,6 +63,11 @@ def write_sheet(store: GoldStore, codebook: Codebook, coder: str, path: Path, *,
             value = {CODED: shown(mine.value, codebook), UNCLEAR: UNCLEAR_CELL}.get(mine.status, "")
         code = [_code_of(value, codebook)] if _has_codes(codebook) else []
         rows.append([text.item, text.text, value, *code, note])
+    if len(rows) == 1:
+        raise ConfigError(
+            f"no text waits for {coder}: each has its coders. consilience gold plan with --double 1 or --coders 3 lets "
+            "more people code more of them."
+        )
     if kind == "xlsx":
         _write_excel(rows, codebook, path)
     else:
