@@ -107,7 +107,9 @@ def test_chats_with_one_opening_are_one_unit():
     assert plain == opening(("user", "Hi"), ("assistant", "Hey"), ("user", "So?"), ("assistant", "Yes"))
     assert plain != opening(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"))
     assert plain != opening(("user", "Hi\0"), ("assistant", "Hello"))
-    assert opening(("assistant", "Hello")) == opening(("assistant", "Hey"))
+    # A text without a prompt, or a chat that the assistant opens, is known by that.
+    assert opening(("assistant", "Hello")) != opening(("assistant", "Hey"))
+    assert opening(("assistant", "Hello")) == opening(("assistant", "Hello"), ("user", "Hi"), ("assistant", "Hey"))
 
 
 @pytest.mark.parametrize(
