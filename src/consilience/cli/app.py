@@ -13,6 +13,7 @@ import typer
 
 from consilience import __version__
 from consilience.cli.align import align
+from consilience.cli.annotate import annotate
 from consilience.cli.compare import compare, power
 from consilience.cli.evaluate import evaluate
 from consilience.cli.gold import gold
@@ -117,6 +118,7 @@ def demo(
     _print_fusion(result, as_json)
 
 
+app.add_typer(annotate, name="annotate")
 app.add_typer(gold, name="gold")
 for command in (align, compare, evaluate, merge, power, prefer, search, serve):
     app.command()(command)

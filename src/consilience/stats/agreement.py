@@ -3,7 +3,8 @@
 Shapes: N items, R raters, K categories.
 
 All are 1 - (disagreement seen) / (disagreement expected by chance) and differ in what chance is; under skew they differ
-much, so a report shows the observed agreement beside them. Their units are the items, or whatever the items are
+much, so a report shows the observed agreement beside them. Items drawn at unlike rates carry `item_weights`, one over
+the probability of being drawn; only their proportions matter. The units are the items, or whatever the items are
 sampled in; raters are taken as they are. The influences are the jackknife's over units, the intervals Student's t on
 the scale log(1 - agreement), which ends at 1 as the measures do. Where no unit disagrees there is no spread: then the
 interval's lower end is what the measure would be if items disagreed as often as Wilson's upper limit for none, and
@@ -18,13 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from consilience.errors import DataError, pick
 from consilience.stats.estimate import Estimate, Floats
-from consilience.stats.proportions import proportion, wilson
+from consilience.stats.means import mean
+from consilience.stats.proportions import proportion, share_interval, wilson
 from consilience.stats.resampling import Statistic, jackknife
-from consilience.stats.units import several_units, sums_by_unit, unit_labels
+from consilience.stats.units import finite, several_units, sums_by_unit, unit_labels
 
 Codes = NDArray[np.intp]  # [N, R]: a category's place, -1 where there is no rating
 
@@ -34,13 +36,18 @@ def observed_agreement(
     second: Sequence[Any],
     units: Sequence[str] | None = None,
     *,
+    item_weights: ArrayLike | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
     """The share of items that two raters gave the same rating."""
     _check_pairs(first, second)
     same = np.array([a == b for a, b in zip(first, second)], dtype=np.float64)
-    return proportion(same, units, unit_kind=unit_kind, level=level)
+    if item_weights is None:
+        return proportion(same, units, unit_kind=unit_kind, level=level)
+    share = mean(same, units, weights=item_weights, unit_kind=unit_kind, level=level)
+    method = "weighted share, Wilson score interval at the effective sample size"
+    return replace(share, method=method, interval=share_interval(share))
 
 
 def cohens_kappa(
@@ -50,6 +57,7 @@ def cohens_kappa(
     *,
     weights: str = "nominal",
     categories: Sequence[Any] | None = None,
+    item_weights: ArrayLike | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
@@ -74,6 +82,7 @@ def cohens_kappa(
         return _beyond(seen, chance)
 
     kind = "Cohen's kappa" if weights == "nominal" else f"Cohen's kappa, {weights} weights"
+    table_NKK *= _relative(item_weights, len(codes_NR))[:, None, None]
     return _measure(kappa, table_NKK, codes_NR, units, kind, unit_kind, level)
 
 
@@ -82,6 +91,7 @@ def fleiss_kappa(
     units: Sequence[str] | None = None,
     *,
     categories: Sequence[Any] | None = None,
+    item_weights: ArrayLike | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
@@ -97,7 +107,7 @@ def fleiss_kappa(
         seen, shares_K = _seen_and_shares(sums)
         return _beyond(seen, (shares_K**2).sum(-1))
 
-    parts = _item_parts(codes_NR, w_KK)
+    parts = _item_parts(codes_NR, w_KK) * _relative(item_weights, len(codes_NR))[:, None]
     return _measure(kappa, parts, codes_NR, units, "Fleiss' kappa", unit_kind, level)
 
 
@@ -107,6 +117,7 @@ def gwet_ac(
     *,
     weights: str = "nominal",
     categories: Sequence[Any] | None = None,
+    item_weights: ArrayLike | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
@@ -131,7 +142,7 @@ def gwet_ac(
         return _beyond(seen, chance(shares_K))
 
     kind = "Gwet's AC1" if weights == "nominal" else f"Gwet's AC2, {weights} weights"
-    parts = _item_parts(codes_NR, w_KK)
+    parts = _item_parts(codes_NR, w_KK) * _relative(item_weights, len(codes_NR))[:, None]
     return _measure(coefficient, parts, codes_NR, units, kind, unit_kind, level, chance=chance)
 
 
@@ -141,6 +152,7 @@ def krippendorff_alpha(
     *,
     scale: str = "nominal",
     categories: Sequence[Any] | None = None,
+    item_weights: ArrayLike | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
@@ -158,6 +170,8 @@ def krippendorff_alpha(
     pairs_NKK = counts_NK[:, :, None] * counts_NK[:, None, :] - counts_NK[:, :, None] * np.eye(len(names))
     paired_N = rated_N >= 2
     pairs_NKK = pairs_NKK * (paired_N / np.maximum(rated_N - 1, 1))[:, None, None]
+    weights_N = _relative(item_weights, len(codes_NR))
+    pairs_NKK *= (weights_N / max(float(weights_N[paired_N].mean()) if paired_N.any() else 1.0, 1e-300))[:, None, None]
 
     def alpha(coincidences: Floats) -> Floats:
         ratings_K = coincidences.sum(-1)
@@ -306,6 +320,17 @@ def _seen_and_shares(sums: Floats) -> tuple[Floats, Floats]:
 
 def _counts(codes_NR: Codes, count: int) -> Floats:
     found: Floats = (codes_NR[:, :, None] == np.arange(count)).sum(1).astype(np.float64)
+    return found
+
+
+def _relative(item_weights: ArrayLike | None, items: int) -> Floats:
+    """The items' weights around a mean of 1."""
+    if item_weights is None:
+        return np.ones(items)
+    weights_N = finite(item_weights, "item weights")
+    if len(weights_N) != items or not weights_N.min() > 0:
+        raise DataError(f"{len(weights_N)} weights for {items} items; expected one each, all above 0.")
+    found: Floats = weights_N / weights_N.mean()
     return found
 
 

@@ -214,3 +214,22 @@ def test_ac1_of_one_category_only_has_an_interval() -> None:
     found = gwet_ac([["yes", "yes"]] * 20, categories=["yes", "no"])
     assert (found.value, found.high) == (1, 1)
     assert found.low == pytest.approx(1 - 1.959964**2 / (20 + 1.959964**2))
+
+
+def test_an_item_of_weight_two_counts_as_two():
+    """Whole-number weights are repeated items, in the values; in the units too where the repeats are one unit."""
+    first, second = [*"aabbcab"], [*"ababcac"]
+    weights = [1, 2, 1, 3, 1, 2, 1]
+    index = np.repeat(np.arange(7), weights)
+    ratings = np.array([first, second], dtype=object).T
+    repeated, units = ratings[index], [str(i) for i in index]
+    for measure in (fleiss_kappa, gwet_ac, krippendorff_alpha):
+        weighted, counted = measure(ratings, item_weights=weights), measure(repeated, units)
+        if measure is not krippendorff_alpha:  # whose correction for small samples knows 7 items from 11
+            assert weighted.value == pytest.approx(counted.value)
+            assert weighted.standard_error == pytest.approx(counted.standard_error)
+        assert measure(ratings, item_weights=[4] * 7).value == pytest.approx(measure(ratings).value)
+    weighted = cohens_kappa(first, second, item_weights=weights)
+    assert weighted.value == pytest.approx(cohens_kappa(*repeated.T, units).value)
+    seen = observed_agreement(first, second, item_weights=weights)
+    assert seen.value == pytest.approx(np.average([a == b for a, b in zip(first, second)], weights=weights))

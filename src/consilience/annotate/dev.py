@@ -1,0 +1,181 @@
+"""Every configuration on the development sample: how it agrees with people, where it errs, what it costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilience.annotate.codebook import CLOSED
+from consilience.annotate.coder import Annotation, Coder
+from consilience.annotate.configuration import (
+    coder_of,
+    correction_to_json,
+    digest,
+    grouped_by_model,
+    identity,
+    pool_of,
+    scores_labels,
+)
+from consilience.annotate.corpus import rows_of
+from consilience.annotate.corrections import CONTENTLESS, CORRECTIONS, Affine, Fitting
+from consilience.annotate.engines import load_engine
+from consilience.annotate.gold import GoldItem, read_gold, refuse_examples, refuse_too_few
+from consilience.annotate.recipe import Project
+from consilience.annotate.validate import Coded, validate
+from consilience.errors import DataError
+from consilience.rng import stream
+from consilience.run import write_json, write_text
+
+FOLDS = 5
+ERRORS_SHOWN = 12
+OnProgress = Callable[[str, int, int], None]
+
+
+def compare_configurations(project: Project, on_progress: OnProgress) -> dict[str, Any]:
+    """Codes the development sample with every configuration of the recipe; writes PROJECT/dev, returns its results."""
+    gold = read_gold(project).dev
+    if not gold:
+        raise DataError(
+            "no gold text is set aside for development: give dev.items above 0, or a split column with dev."
+        )
+    refuse_too_few(gold, project.codebook, "the development sample")
+    columns = [project.recipe.data.cluster] if project.recipe.data.cluster else []
+    rows = rows_of(project, [item.id for item in gold], columns)
+    texts = {id_: row.text for id_, row in rows.items()}
+    shown = project.codebook.example_texts | {shot.text.strip() for shot in pool_of(project)}
+    refuse_examples(gold, texts, shown)
+    clusters = {id_: str(row.values[0]) if columns else "" for id_, row in rows.items()}
+
+    folder = project.folder / "dev"
+    folder.mkdir(exist_ok=True)
+    results: dict[str, Any] = {"items": len(gold), "gold": digest([[item.id, item.label] for item in gold])}
+    results["configurations"] = {}
+    for model, names in grouped_by_model(project, [*project.recipe.configurations]):
+        settings = project.recipe.models[model]
+        engine = load_engine(model, settings, project.folder, project.recipe.batch_size)
+        for name in names:
+            coder = coder_of(project, name, engine)
+            found = _one(coder, gold, texts, clusters, partial(on_progress, name))
+            annotations = found.pop("annotations")
+            lines = [json.dumps(annotation.to_json(), ensure_ascii=False) + "\n" for annotation in annotations]
+            write_text(folder / f"{name}.jsonl", "".join(lines).encode("utf-8", "backslashreplace").decode())
+            found["identity"] = digest(identity(project, name))
+            found["prompt"] = example_prompt(coder, texts[gold[0].id])
+            results["configurations"][name] = found
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _one(
+    coder: Coder,
+    gold: Sequence[GoldItem],
+    texts: Mapping[str, str],
+    clusters: Mapping[str, str],
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    ids = [item.id for item in gold]
+    correction, out_of_fold, note = fitted(coder, gold, texts)
+    started = time.perf_counter()
+    annotations: list[Annotation] = []
+    for begin in range(0, len(ids), 64):
+        batch = ids[begin : begin + 64]
+        annotations += replace(coder, correction=correction).code(batch, [texts[id_] for id_ in batch])
+        on_progress(len(annotations), len(ids))
+    seconds = time.perf_counter() - started
+    judged = _with_labels(annotations, out_of_fold, coder) if out_of_fold is not None else annotations
+    coded = [
+        Coded(item, found.label, str(found.status), found.probabilities, clusters[item.id])
+        for item, found in zip(gold, judged, strict=True)
+    ]
+    result = validate(coded, coder.codebook, seed=coder.seed)
+    masses = [found.mass for found in annotations if found.mass is not None]
+    return {
+        "annotations": annotations,
+        "validation": result,
+        "texts_per_second": len(ids) / seconds if seconds > 0 else None,
+        "mean_mass": float(np.mean(masses)) if masses else None,
+        "flagged": sum(bool(found.flags) for found in annotations),
+        "correction": correction_to_json(correction),
+        "note": note,
+        "errors": _errors(coded, texts),
+    }
+
+
+def fitted(
+    coder: Coder, gold: Sequence[GoldItem], texts: Mapping[str, str]
+) -> tuple[Affine | None, np.ndarray | None, str]:
+    """The strategy's correction fitted on the development sample, and how the report has to speak of it.
+
+    A correction that was fitted to gold flatters itself on that gold: it is judged by probabilities [N, K] from five
+    folds, each fitted on the other four.
+    """
+    name = coder.strategy.correction
+    if name == "none" or not scores_labels(coder):
+        return None, None, ""
+    plain = replace(coder, correction=None)
+    scores_NK, _ = plain.scores([texts[item.id] for item in gold])
+    usable = np.isfinite(scores_NK).all(1)
+    places = {label: i for i, label in enumerate(coder.codebook.names)}
+    gold_N = np.array([places[item.label] for item in gold])
+    contentless_CK, _ = plain.scores(CONTENTLESS)
+    given = Fitting(contentless_CK, scores_NK[usable], gold_N[usable])
+    correction = CORRECTIONS[name](given)
+    if name != "affine":
+        return correction, None, f"{name} correction fitted on the development texts, without their gold labels"
+    fold_N = stream(coder.seed, "folds").permutation(int(usable.sum())) % FOLDS
+    corrected_NK = np.full_like(scores_NK, np.nan)
+    own_NK = np.empty_like(given.scores_NK)
+    for fold in range(FOLDS):
+        train = fold_N != fold
+        part = Fitting(contentless_CK, given.scores_NK[train], given.gold_N[train])
+        own_NK[~train] = CORRECTIONS[name](part)(given.scores_NK[~train])
+    corrected_NK[usable] = own_NK
+    return correction, corrected_NK, "affine correction fitted on development gold; judged by five folds"
+
+
+def _with_labels(annotations: Sequence[Annotation], corrected_NK: np.ndarray, coder: Coder) -> list[Annotation]:
+    found = []
+    for annotation, scores_K in zip(annotations, corrected_NK):
+        if annotation.label is None or not np.isfinite(scores_K).all():
+            found.append(annotation)
+            continue
+        raised_K = np.exp(scores_K - scores_K.max())
+        p = dict(zip(coder.codebook.names, (raised_K / raised_K.sum()).tolist()))
+        found.append(replace(annotation, label=max(p, key=lambda name: p[name]), probabilities=p))
+    return found
+
+
+def _errors(coded: Sequence[Coded], texts: Mapping[str, str]) -> list[dict[str, str]]:
+    wrong = [item for item in coded if item.label != item.gold.label]
+    return [
+        {"id": item.gold.id, "gold": item.gold.label, "model": item.category, "text": texts[item.gold.id][:300]}
+        for item in wrong[:ERRORS_SHOWN]
+    ]
+
+
+def example_prompt(coder: Coder, text: str) -> list[dict[str, str]]:
+    """What the model is asked about `text`, turn by turn, for people to look at."""
+    from consilience.annotate.strategies import STRATEGIES
+
+    order = coder.orders()[0] if coder.codebook.level in CLOSED else ()
+    asked = coder.engine.fit(STRATEGIES[coder.strategy.kind](coder.ask(text, order=order)))
+    turns = [{"role": message.role, "content": message.content} for message in asked.messages]
+    if asked.then:
+        turns += [{"role": "assistant", "content": "(the model's reasoning)"}, {"role": "user", "content": asked.then}]
+    return turns
+
+
+def read_dev(project: Project) -> dict[str, Any] | None:
+    """What `compare_configurations` found; None where it was not run."""
+    path: Path = project.folder / "dev" / "results.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

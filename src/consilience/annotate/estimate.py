@@ -1,0 +1,209 @@
+"""The whole of `annotate estimate`: validation on test gold, prevalence, groups and regressions, the multiverse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilience.annotate.codebook import CLOSED, Level
+from consilience.annotate.configuration import digest
+from consilience.annotate.estimates import DEFAULT, NAIVE, by_group, default_of, prevalence
+from consilience.annotate.freeze import Frozen, read_frozen
+from consilience.annotate.labels import read_labels
+from consilience.annotate.measured import Measured, measured
+from consilience.annotate.recipe import Project
+from consilience.annotate.regress import regression, variables_of, write_dsl_table
+from consilience.annotate.run import FOLDER
+from consilience.annotate.sample import Sample, read_sample
+from consilience.annotate.validate import category_of, validate
+from consilience.errors import DataError
+from consilience.rng import stream
+from consilience.run import write_json
+from consilience.stats import krippendorff_alpha
+from consilience.stats.planning import items_for_half_width
+
+FILE = "estimates.json"
+DSL_TABLE = "dsl.csv"
+STABILITY_ROWS = 5000
+WIDTHS = (0.05, 0.03, 0.02)  # half widths that the planning table is about
+
+
+def estimate(project: Project, *, by: str | None, formula: str | None, family: str | None) -> dict[str, Any]:
+    """Everything that the gold sample and the labels say; kept in PROJECT/estimates.json, with earlier calls' results.
+
+    Results of other labels, another freeze or other gold are dropped. With a formula, PROJECT/dsl.csv is the table that
+    R's dsl package reads.
+    """
+    frozen = read_frozen(project)
+    book, seed = project.codebook, project.recipe.seed
+    in_formula = variables_of(formula, book)[0] if formula else []
+    columns = list(dict.fromkeys([*([by] if by else []), *in_formula]))
+    sample = read_sample(project, frozen, frozen.primary, columns)
+    made_of = {
+        "frozen": frozen.record["digest"],
+        "gold": digest([[c.gold.id, c.gold.label, c.gold.probability, c.gold.cluster] for c in sample.coded]),
+        "rows": sample.rows,
+        "corpus_is_sample": project.recipe.corpus_is_sample,
+    }
+    found = _earlier(project.folder / FILE, made_of)
+    if "prevalence" not in found:
+        found |= _about_the_whole(project, frozen, sample)
+    of: dict[str, Any] = {"seed": seed, "corpus_is_sample": project.recipe.corpus_is_sample}
+    if by:
+        found["by"][by] = by_group(sample, book, by, **of)
+        found["validation_by"][by] = _validation_by(sample, project, by)
+    if formula:
+        found["formulas"][formula] = regression(sample, book, formula, family=family, seed=seed)
+        write_dsl_table(sample, book, sample.ids, project.folder / DSL_TABLE)
+    write_json(project.folder / FILE, {"made_of": made_of} | found)
+    return found
+
+
+def read_estimates(project: Project) -> dict[str, Any]:
+    """What `estimate` kept. Raises `DataError` where there is nothing."""
+    path = project.folder / FILE
+    if not path.is_file():
+        raise DataError(f"no estimates in {project.folder}. Run consilience annotate estimate first.")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _earlier(path: Path, made_of: dict[str, Any]) -> dict[str, Any]:
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("made_of") == made_of:
+            return found
+    return {"by": {}, "validation_by": {}, "formulas": {}}
+
+
+def _about_the_whole(project: Project, frozen: Frozen, sample: Sample) -> dict[str, Any]:
+    book, seed = project.codebook, project.recipe.seed
+    of: dict[str, Any] = {"seed": seed, "corpus_is_sample": project.recipe.corpus_is_sample}
+    shares = prevalence(sample, book, **of) if book.level not in (Level.SPAN, Level.FREE_TEXT) else {}
+    multiverse = {frozen.primary: shares}
+    for name in frozen.names[1:]:
+        multiverse[name] = prevalence(read_sample(project, frozen, name), book, **of) if shares else {}
+    clusters = sample.clusters_N
+    return {
+        "configuration": frozen.primary,
+        "variable": book.variable,
+        "unit": book.unit,
+        "rows": sample.rows,
+        "gold": len(sample.coded),
+        "gold_uncoded": sample.uncoded,
+        "clusters": None if clusters is None else len(set(clusters)),
+        "counts": sample.counts,
+        "validation": validate(sample.coded, book, counts=sample.counts, seed=seed),
+        "prevalence": shares,
+        "multiverse": multiverse,
+        "stability": stability(project, frozen),
+        "planning": _planning(shares, len(sample.coded)),
+        "not_included": not_included(sample, frozen, project),
+        "sentences": [_sentence(name, ways, multiverse, frozen, sample, book.unit) for name, ways in shares.items()],
+    }
+
+
+def not_included(sample: Sample, frozen: Frozen, project: Project) -> list[str]:
+    """What no interval of an estimate contains."""
+    several = any(len(item.gold.coders) > 1 for item in sample.coded)
+    coders = "disagreement of the coders" if several else "other coders: each gold text has one code"
+    found = [coders]
+    found.append("other prompts and models" + ("" if len(frozen.names) == 1 else ", but for those shown beside"))
+    if not project.recipe.corpus_is_sample:
+        found.append("texts beyond this corpus")
+    return found
+
+
+def stability(project: Project, frozen: Frozen) -> Measured | None:
+    """Krippendorff's alpha over the frozen configurations' labels, texts as the units; at most 5000 of them.
+
+    Texts are what is resampled, all codings of a text together: resampling codings one by one makes intervals two to
+    three times too narrow.
+    """
+    if len(frozen.names) < 2 or project.codebook.level not in (*CLOSED, Level.INTERVAL):
+        return None
+    files = [read_labels(project.folder / FOLDER / f"{name}.jsonl") for name in frozen.names]
+    ratings: list[tuple[str, ...]] = [
+        tuple(category_of(row["label"], row["status"]) for row in rows) for rows in zip(*files)
+    ]
+    if len(ratings) > STABILITY_ROWS:
+        chosen = np.sort(stream(project.recipe.seed, "stability").permutation(len(ratings))[:STABILITY_ROWS])
+        ratings = [ratings[i] for i in chosen]
+    try:
+        return measured(lambda level: krippendorff_alpha(ratings, unit_kind="texts", level=level))
+    except DataError:
+        return None  # all configurations give one and the same label to everything
+
+
+def _planning(shares: dict[str, Any], gold: int) -> dict[str, dict[str, int]]:
+    """How many gold texts, drawn as these were, would bring the default interval of a share to a half width."""
+    found: dict[str, dict[str, int]] = {}
+    for name, ways in shares.items():
+        now = ways.get(default_of(ways))
+        if now and now["standard_error"]:
+            spread = now["standard_error"] * gold**0.5
+            found[name] = {f"{width:g}": items_for_half_width(width, spread=spread) for width in WIDTHS}
+    return found
+
+
+def _validation_by(sample: Sample, project: Project, column: str) -> dict[str, Any]:
+    """The agreement with gold within every value of a column."""
+    from consilience.annotate.tables import text_of
+    from consilience.annotate.validate import agreement_with_gold, design_of
+
+    values = [text_of(value) or "(missing)" for value in sample.columns[column]]
+    groups: dict[str, list[Any]] = {}
+    for row in np.flatnonzero(sample.gold_N >= 0):
+        groups.setdefault(values[row], []).append(sample.coded[sample.gold_N[row]])
+    return {
+        group: {"gold": len(coded), "agreement": agreement_with_gold(coded, project.codebook, design_of(coded))}
+        for group, coded in sorted(groups.items())
+        if len(coded) > 1
+    }
+
+
+def _sentence(
+    label: str, ways: dict[str, Any], multiverse: dict[str, Any], frozen: Frozen, sample: Sample, unit: str
+) -> str:
+    """What is estimated, in words: value, interval, how it was had, what it leaves out, what the model alone says."""
+    way = default_of(ways)
+    now = ways[way]
+    if now is None:
+        return f"{label}: no corrected estimate."
+    percent = label != "mean"
+
+    def number(value: float) -> str:
+        return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
+
+    def span(low: float, high: float) -> str:
+        return f"{100 * low:.1f} to {100 * high:.1f} %" if percent else f"{low:.3g} to {high:.3g}"
+
+    what = f"{number(now['value'])} of the {unit}s are {label}" if percent else f"the mean is {number(now['value'])}"
+    said = f"We estimate that {what} (95 % interval {span(now['low'], now['high'])}; {way}; {len(sample.coded)} "
+    said += f"hand-coded of {sample.rows:,}; coder disagreement not included)."
+    if ways.get(NAIVE):
+        said += f" The model's labels as they are give {number(ways[NAIVE]['value'])}."
+    others = [
+        found[label].get(default_of(found[label])) for name, found in multiverse.items() if name != frozen.primary
+    ]
+    values = [other["value"] for other in others if other]
+    if values:
+        said += (
+            f" {len(values)} other configurations fixed in advance, corrected alike, give "
+            f"{span(min(values), max(values))}."
+            if len(values) > 1
+            else f" The other configuration fixed in advance, corrected alike, gives {number(values[0])}."
+        )
+    worth = ways.get("bought")
+    if worth:
+        said += (
+            f" The model's labels make the interval {worth['width_ratio']:.2f} times as wide as that of the gold texts "
+            f"alone: they are worth {worth['gold_texts_worth']:.0f} gold texts instead of {len(sample.coded)}."
+        )
+    return said
+
+
+__all__ = ["DEFAULT", "estimate", "not_included", "read_estimates", "stability"]

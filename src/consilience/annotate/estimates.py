@@ -1,0 +1,300 @@
+"""Prevalence, and differences between groups, put right with the gold sample; beside them gold alone and model alone.
+
+Every number is given in four ways: Bayesian post-stratification (the default), PPI++, the gold texts alone, and the
+model's labels as they are, which is there for contrast only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from consilience.annotate.answers import Status
+from consilience.annotate.codebook import CLOSED, JOINT, Codebook, Level
+from consilience.annotate.measured import LEVEL, Measured, measured
+from consilience.annotate.sample import Sample
+from consilience.annotate.tables import text_of
+from consilience.annotate.validate import Coded, Design, category_of, design_of
+from consilience.errors import DataError
+from consilience.rng import stream
+from consilience.stats import Estimate, difference, mean, prediction_powered, share_interval
+from consilience.stats.confusion import Confusion, cluster_effect_of_shares, confusion
+from consilience.stats.posterior import Posterior, combined
+
+POST, PPI, GOLD, NAIVE = "post-stratified", "PPI++", "gold only", "uncorrected"
+WAYS = (POST, PPI, GOLD, NAIVE)
+DEFAULT = POST
+MOST_GROUPS = 40
+CURVE_POINTS = 41
+NO_LABEL = {category_of(None, status) for status in Status}
+
+
+def prevalence(sample: Sample, codebook: Codebook, *, seed: int, corpus_is_sample: bool) -> dict[str, Any]:
+    """The share of every label in the corpus, in four ways; of an interval variable, the mean.
+
+    `bought` says what the model's labels were worth: how many gold texts alone would give the same interval.
+    """
+    if codebook.level is Level.INTERVAL:
+        return {"mean": _mean_of_numbers(sample)}
+    if codebook.level is Level.MULTI_LABEL:
+        return {name: _of_one(_binary(sample, name), 1, seed, corpus_is_sample) for name in codebook.names}
+    if codebook.level not in CLOSED:
+        raise DataError(f"a variable of level {codebook.level} has no prevalence; read its texts.")
+    return {name: _of_one(sample, i, seed, corpus_is_sample) for i, name in enumerate(codebook.names)}
+
+
+def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corpus_is_sample: bool) -> dict[str, Any]:
+    """Prevalence within every value of a column, and its difference to the first one's, as a curve and in four ways.
+
+    Groups are taken apart wholly: the model may err otherwise in one than in another. A group without gold texts to
+    every label it would take has only wide intervals, which is what is known of it.
+    """
+    if codebook.level not in CLOSED:
+        raise DataError(f"--by is for variables with one label to a text, not of level {codebook.level}.")
+    values = [text_of(value) or "(missing)" for value in sample.columns[column]]
+    groups = sorted(set(values))
+    if not 1 < len(groups) <= MOST_GROUPS:
+        raise DataError(f"column {column!r} has {len(groups)} values; --by takes 2 to {MOST_GROUPS}.")
+    parts = {group: _part(sample, np.array([value == group for value in values])) for group in groups}
+    enough = {group: part for group, part in parts.items() if len(part.coded) >= 2}
+    found: dict[str, Any] = {
+        "column": column,
+        "groups": {
+            group: {"rows": part.rows, "gold": len(part.coded), "prevalence": None} for group, part in parts.items()
+        },
+        "differences": {},
+    }
+    posts: dict[str, Confusion] = {}
+    for group, part in enough.items():
+        found["groups"][group]["prevalence"] = {
+            name: _of_one(part, i, seed, corpus_is_sample, group) for i, name in enumerate(codebook.names)
+        }
+        posts[group] = _confusion(part, seed, corpus_is_sample, group)
+    reference = next(iter(enough), None)
+    for group in [group for group in enough if group != reference]:
+        found["differences"][f"{group} − {reference}"] = {
+            name: _difference(enough[group], enough[reference or ""], posts[group], posts[reference or ""], i)
+            for i, name in enumerate(codebook.names)
+        }
+    return found
+
+
+def _of_one(sample: Sample, label: int, seed: int, corpus_is_sample: bool, group: str = "") -> dict[str, Any]:
+    names = sample.categories
+    post = _confusion(sample, seed, corpus_is_sample, group).measure("prevalence", label)
+    found: dict[str, Any] = {POST: measured(post)}
+    found[PPI] = _tried(lambda level: _ppi(sample, label, level))
+    found[GOLD] = _tried(lambda level: _gold_only(sample, label, level))
+    found[NAIVE] = _tried(lambda level: _naive(sample, label, level))
+    without = [
+        names[k]
+        for k in range(len(names))
+        if (sample.category_N == k).any() and not any(item.category == names[k] for item in sample.coded)
+    ]
+    found["without_gold"] = without
+    alone = _confusion(_unlabelled(sample), seed, corpus_is_sample, group).measure("prevalence", label)
+    found["bought"] = bought(found[POST], measured(alone), len(sample.coded))
+    return found
+
+
+def _unlabelled(sample: Sample) -> Sample:
+    """The sample as if the model gave one and the same label: what the same estimator makes of gold alone."""
+    coded = tuple(replace(item, label=sample.categories[0], status=str(Status.OK)) for item in sample.coded)
+    return replace(sample, category_N=np.zeros_like(sample.category_N), coded=coded)
+
+
+def bought(corrected: Measured | None, gold_only: Measured | None, gold: int) -> dict[str, float] | None:
+    """How wide the corrected interval is next to gold alone, and how many gold texts alone would make it so narrow.
+
+    For shares, gold alone is here the same posterior without the model's labels, so that like is compared with like.
+    """
+    if not corrected or not gold_only or corrected["low"] is None or gold_only["low"] is None:
+        return None
+    width, alone = corrected["high"] - corrected["low"], gold_only["high"] - gold_only["low"]
+    if not (width > 0 and alone > 0):
+        return None
+    return {"width_ratio": width / alone, "gold_texts_worth": gold * (alone / width) ** 2}
+
+
+def _confusion(sample: Sample, seed: int, corpus_is_sample: bool, group: str = "") -> Confusion:
+    place = {name: i for i, name in enumerate(sample.categories)}
+    design = design_of(sample.coded)
+    return confusion(
+        [place[item.category] for item in sample.coded],
+        [place[item.gold.label] for item in sample.coded],
+        np.bincount(sample.category_N, minlength=len(sample.categories)),
+        sample.labels,
+        rng=stream(seed, "prevalence", group),
+        weights=design.weights,
+        clusters=design.clusters,
+        corpus_effect=corpus_effect(sample),
+        corpus_is_sample=corpus_is_sample,
+        level=LEVEL,
+    )
+
+
+def corpus_effect(sample: Sample) -> float:
+    """The clusters' design effect on the model's own shares."""
+    if sample.clusters_N is None:
+        return 1.0
+    return cluster_effect_of_shares(sample.category_N.tolist(), sample.clusters_N)
+
+
+def _design(sample: Sample) -> tuple[Design, list[str] | None]:
+    """The gold's design, and the units of all rows: clusters of the data, else of the gold, else each row alone."""
+    design = design_of(sample.coded)
+    if sample.clusters_N is not None:
+        return design, [*sample.clusters_N]
+    if design.clusters is None:
+        return design, None
+    units = [f"row {i}" for i in range(sample.rows)]
+    for row in np.flatnonzero(sample.gold_N >= 0):
+        units[row] = f"cluster {design.clusters[sample.gold_N[row]]}"
+    return design, units
+
+
+def _ppi(sample: Sample, label: int, level: float) -> Estimate:
+    design, units = _design(sample)
+    gold_N = np.full(sample.rows, np.nan)
+    weights_N = np.ones(sample.rows)
+    for row in np.flatnonzero(sample.gold_N >= 0):
+        item = sample.coded[sample.gold_N[row]]
+        gold_N[row] = float(item.gold.label == sample.categories[label])
+        weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
+    model_N = (sample.category_N == label).astype(np.float64)
+    kind = "texts" if units is None else "clusters"
+    return prediction_powered(model_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
+
+
+def _gold_only(sample: Sample, label: int, level: float) -> Estimate:
+    design = design_of(sample.coded)
+    yes = [float(item.gold.label == sample.categories[label]) for item in sample.coded]
+    return _share(yes, design.clusters, design.weights, level)
+
+
+def _naive(sample: Sample, label: int, level: float) -> Estimate:
+    yes = (sample.category_N == label).astype(np.float64)
+    return _share(yes, sample.clusters_N, None, level)
+
+
+def _share(
+    yes: Sequence[float] | np.ndarray, clusters: Sequence[str] | None, weights: Sequence[float] | None, level: float
+) -> Estimate:
+    kind = "texts" if clusters is None else "clusters"
+    share = mean(yes, clusters, weights=weights, unit_kind=kind, level=level)
+    weighted = "weighted share" if weights is not None else "share"
+    method = f"{weighted}, Wilson score interval at the effective sample size"
+    return replace(share, interval=share_interval(share), method=method)
+
+
+def _difference(ours: Sample, theirs: Sample, our_post: Confusion, their_post: Confusion, label: int) -> dict[str, Any]:
+    parts = [post.measure("prevalence", label) for post in (our_post, their_post)]
+    post = combined(parts, np.subtract, "difference of post-stratified shares, posterior draws")
+    return {
+        POST: measured(post),
+        PPI: _tried(lambda level: difference(_ppi(ours, label, level), _ppi(theirs, label, level))),
+        GOLD: _tried(lambda level: difference(_gold_only(ours, label, level), _gold_only(theirs, label, level))),
+        NAIVE: _tried(lambda level: difference(_naive(ours, label, level), _naive(theirs, label, level))),
+        "curve": curve(post),
+    }
+
+
+def curve(post: Posterior) -> list[tuple[float, float]]:
+    """P(difference > d) for d over the range that the draws take."""
+    low, high = np.quantile(post.draws_B, [0.001, 0.999])
+    reach = max(abs(float(low)), abs(float(high)), 1e-9)
+    return [(float(d), post.probability_above(float(d))) for d in np.linspace(-reach, reach, CURVE_POINTS)]
+
+
+def _part(sample: Sample, chosen_N: np.ndarray) -> Sample:
+    """The rows that are chosen, with their gold."""
+    old = sample.gold_N[chosen_N]
+    kept = [place for place in old if place >= 0]
+    new = {place: i for i, place in enumerate(kept)}
+    return Sample(
+        configuration=sample.configuration,
+        labels=sample.labels,
+        categories=sample.categories,
+        category_N=sample.category_N[chosen_N],
+        gold_N=np.array([new.get(place, -1) for place in old], dtype=np.intp),
+        coded=tuple(sample.coded[place] for place in kept),
+        clusters_N=None
+        if sample.clusters_N is None
+        else tuple(name for name, chosen in zip(sample.clusters_N, chosen_N) if chosen),
+    )
+
+
+def _binary(sample: Sample, name: str) -> Sample:
+    """A multi-label sample as yes (1) or no (0) of one label."""
+
+    def yes_or_no(label: str) -> str:
+        return "yes" if name in label.split(JOINT) else "no"
+
+    categories = ["no", "yes"]
+    place_of = []
+    for category in sample.categories:
+        if category in NO_LABEL:
+            categories.append(category)
+            place_of.append(len(categories) - 1)
+        else:
+            place_of.append(categories.index(yes_or_no(category)))
+    coded = tuple(
+        Coded(
+            replace(item.gold, label=yes_or_no(item.gold.label)),
+            None if item.label is None else yes_or_no(item.label),
+            item.status,
+            cluster=item.cluster,
+        )
+        for item in sample.coded
+    )
+    return replace(sample, categories=tuple(categories), category_N=np.array(place_of)[sample.category_N], coded=coded)
+
+
+def _mean_of_numbers(sample: Sample) -> dict[str, Any]:
+    numbers_K = np.array([_number(category) for category in sample.categories])
+    model_N = numbers_K[sample.category_N]
+    there = np.isfinite(model_N)
+    typical = float(model_N[there].mean())
+    design, units = _design(sample)
+    gold_N = np.full(sample.rows, np.nan)
+    weights_N = np.ones(sample.rows)
+    for row in np.flatnonzero(sample.gold_N >= 0):
+        gold_N[row] = float(sample.coded[sample.gold_N[row]].gold.label)
+        weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
+    kind = "texts" if units is None else "clusters"
+    filled_N = np.where(there, model_N, typical)  # no label: the model's mean stands in, and gold puts it right
+    gold = [float(item.gold.label) for item in sample.coded]
+    found: dict[str, Any] = {
+        PPI: _tried(
+            lambda level: prediction_powered(filled_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
+        ),
+        GOLD: _tried(
+            lambda level: mean(gold, design.clusters, weights=design.weights, unit_kind=design.unit_kind, level=level)
+        ),
+        NAIVE: _tried(lambda level: mean(model_N[there], unit_kind="texts", level=level)),
+    }
+    found["bought"] = bought(found[PPI], found[GOLD], len(sample.coded))
+    return found
+
+
+def _number(category: str) -> float:
+    try:
+        return float(category)
+    except ValueError:
+        return float("nan")
+
+
+def _tried(make: Any) -> Measured | None:
+    """None where there is no such estimate: the model labels all alike, or a single unit."""
+    try:
+        return measured(make)
+    except DataError:
+        return None
+
+
+def default_of(ways: Mapping[str, Any]) -> str:
+    """The way that is reported first."""
+    return POST if ways.get(POST) else PPI

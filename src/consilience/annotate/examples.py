@@ -1,0 +1,110 @@
+"""Few-shot examples: which labelled texts a model is shown before the one that it codes. A table of choosers.
+
+They come from the codebook's examples and from a table of labelled texts that the recipe names, never from gold.
+
+Shapes: P texts of the pool, W words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilience.annotate.strategies import Shot
+from consilience.errors import ConfigError
+from consilience.rng import stream
+
+WORD = re.compile(r"\w+")
+
+
+def fixed(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Shot, ...]:
+    """The first `shots` of the pool, in its order."""
+    return tuple(pool[:shots])
+
+
+def random(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Shot, ...]:
+    """`shots` of the pool drawn at random, the same for all texts."""
+    return tuple(pool[i] for i in stream(seed, "shots").permutation(len(pool))[:shots])
+
+
+def stratified(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Shot, ...]:
+    """Drawn at random, the same for all texts, and from every label as many as from any other, or one fewer."""
+    shuffled = random(pool, text, len(pool), seed)
+    turn: Counter[str] = Counter()
+    ranked = []
+    for place, shot in enumerate(shuffled):
+        ranked.append((turn[shot.label], place, shot))
+        turn[shot.label] += 1
+    return tuple(shot for _, _, shot in sorted(ranked, key=lambda entry: entry[:2])[:shots])
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The pool by its words, weighted by their rarity (TF-IDF). The nearest text stands last, next to the asked."""
+
+    pool: tuple[Shot, ...]
+    places: dict[str, int]
+    rarity_W: NDArray[np.float64]
+    vectors_PW: NDArray[np.float64]
+
+    def __call__(self, text: str, shots: int) -> tuple[Shot, ...]:
+        likeness_P = self.vectors_PW @ _vector(text, self.places, self.rarity_W)
+        nearest = np.lexsort((np.arange(len(self.pool)), -likeness_P))[:shots]
+        return tuple(self.pool[i] for i in reversed(nearest))
+
+
+def nearest_of(pool: Sequence[Shot]) -> Nearest:
+    """The pool made ready for being searched: TF-IDF of single words with smoothed rarity, in unit vectors."""
+    documents = [set(_words(shot.text)) for shot in pool]
+    counts = Counter(word for words in documents for word in words)
+    places = {word: i for i, word in enumerate(sorted(counts))}
+    rarity_W = np.array([math.log((1 + len(pool)) / (1 + counts[word])) + 1 for word in places])
+    vectors_PW = np.array([_vector(shot.text, places, rarity_W) for shot in pool])
+    return Nearest(tuple(pool), places, rarity_W, vectors_PW)
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def _vector(text: str, places: dict[str, int], rarity_W: NDArray[np.float64]) -> NDArray[np.float64]:
+    vector_W = np.zeros(len(places))
+    for word, count in Counter(_words(text)).items():
+        if word in places:
+            vector_W[places[word]] = count * rarity_W[places[word]]
+    norm = float(np.linalg.norm(vector_W))
+    return vector_W / norm if norm else vector_W
+
+
+Chooser = Callable[[Sequence[Shot], str, int, int], tuple[Shot, ...]]
+
+
+def nearest(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Shot, ...]:
+    """Those whose words are most like the text's."""
+    return nearest_of(pool)(text, shots)
+
+
+CHOOSERS: dict[str, Chooser] = {"fixed": fixed, "random": random, "stratified": stratified, "nearest": nearest}
+
+
+def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int) -> Callable[[str], tuple[Shot, ...]]:
+    """A function from a text to its examples; what does not depend on the text is done once.
+
+    Raises `ConfigError` where the pool holds fewer examples than are asked for.
+    """
+    if len(pool) < shots:
+        raise ConfigError(
+            f"{shots} examples are asked for, but there are {len(pool)}: add examples to the codebook, or name a table "
+            "of labelled texts (examples: {path: ...}) that are not gold."
+        )
+    if name == "nearest" and shots:
+        search = nearest_of(pool)
+        return lambda text: search(text, shots)
+    chosen = CHOOSERS[name](pool, "", shots, seed)
+    return lambda text: chosen

@@ -1,0 +1,216 @@
+"""The recipe of an annotation: the table, the codebook, the models, the strategies, the gold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from consilience.annotate.codebook import CLOSED, Codebook, Level, read_codebook
+from consilience.annotate.corrections import CORRECTIONS
+from consilience.annotate.examples import CHOOSERS
+from consilience.annotate.strategies import DEFAULTS, IN_ONE_REPLY, LETTERS, STRATEGIES, Wording
+from consilience.config import Settings, known, load_recipe
+from consilience.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of models and strategies: together they name files and columns
+
+
+class DataSettings(Settings):
+    """The table of texts. Without `id`, rows are known by their number, from 1."""
+
+    path: str
+    text: str = "text"
+    id: str | None = None
+    cluster: str | None = Field(None, description="a column whose rows go together: author, document, speech")
+    encoding: str = Field("utf-8", description="of CSV and TSV files")
+
+
+class ModelSettings(Settings):
+    """A chat model: a local folder, or a model that a server with OpenAI's API has."""
+
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat_template: str | None = Field(None, description="a file with a Jinja template, in place of the model's own")
+    trust_remote_code: bool = False
+    endpoint: str | None = Field(None, description="such as http://localhost:8000/v1")
+    model: str | None = Field(None, description="the model's name on that server")
+    key: str | None = Field(None, description="the environment variable that holds the server's key")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.endpoint is None):
+            raise ConfigError("a model takes either path: (a folder) or endpoint: and model: (a server)")
+        if self.endpoint is not None and self.model is None:
+            raise ConfigError("an endpoint serves several models; say which with model:")
+        return self
+
+
+class StrategySettings(Settings):
+    """How a model is asked, and how its answer is read."""
+
+    kind: Annotated[str, known(lambda: STRATEGIES, "prompting strategy")]
+    answer: Literal["labels", "letters", "constrained", "free"] = Field(
+        "labels",
+        description="labels: every label's probability; letters: that of option letters; constrained: decoding that "
+        "can only end in the codebook; free: generation, read strictly",
+    )
+    format: Literal["answer", "json"] = "answer"
+    shots: int = Field(0, ge=0)
+    choose: Annotated[str, known(lambda: CHOOSERS, "way to choose examples")] = "stratified"
+    persona: str = ""
+    orders: int = Field(1, ge=1, description="orders of the labels; probabilities are averaged over them")
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    correction: Annotated[str, known(lambda: CORRECTIONS, "correction of label scores")] = "none"
+    max_new_tokens: int = Field(64, ge=1)
+    reason_tokens: int = Field(160, ge=1, description="longest reasoning of chain_of_thought")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.kind in IN_ONE_REPLY and self.answer != "free":
+            raise ConfigError(
+                f"{self.kind} reads the answer from the end of a reply: answer is free, not {self.answer}"
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(f"{self.samples} samples at temperature 0 are the same; give a temperature above 0")
+        if self.samples > 1 and self.answer in ("labels", "letters"):
+            raise ConfigError(
+                f"answer: {self.answer} reads probabilities and draws no samples; take constrained or free"
+            )
+        if self.correction != "none" and self.answer not in ("labels", "letters"):
+            raise ConfigError(f"a correction is of label scores; answer: {self.answer} has none")
+        if self.kind == "persona" and not self.persona:
+            raise ConfigError("a persona strategy needs persona: such as 'an experienced coder of party manifestos'")
+        if self.format == "json" and self.answer == "letters":
+            raise ConfigError("answer: letters has a format of its own; leave out format: json")
+        return self
+
+
+class ExamplesSettings(Settings):
+    """A table of labelled texts to take few-shot examples from, beside the codebook's own. Never gold."""
+
+    path: str
+    text: str = "text"
+    label: str = "label"
+    encoding: str = "utf-8"
+
+
+class GoldSettings(Settings):
+    """Human labels: a table of their own with ids, as `consilience gold` writes it, or a column of the data.
+
+    In such a column a blank is a text that nobody coded, and the coded ones are taken for a simple random sample.
+    """
+
+    path: str | None = None
+    column: str | None = None
+    encoding: str = "utf-8"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.column is None):
+            raise ConfigError("gold takes either path: (a table with id and label) or column: (of the data)")
+        return self
+
+
+class DevSettings(Settings):
+    """The development sample: configurations are compared on it, and nothing is estimated from it."""
+
+    items: int = Field(100, ge=0, description="gold items set aside for it, where the gold does not say split: dev")
+
+
+class AnnotateRecipe(Settings):
+    """One variable, coded in one table by one or more configurations: a model with a strategy."""
+
+    title: str = ""
+    data: DataSettings
+    codebook: str = "codebook.yaml"
+    models: dict[str, ModelSettings]
+    strategies: dict[str, StrategySettings]
+    examples: ExamplesSettings | None = None
+    wording: Wording = Wording()
+    gold: GoldSettings = GoldSettings(path="gold.csv")
+    dev: DevSettings = DevSettings()
+    prefix: str = Field("model_", description="of the columns that are written beside the user's")
+    corpus_is_sample: bool = Field(True, description="false: estimates are about these rows and no others")
+    batch_size: int = Field(64, ge=1)
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategies_by_name(cls, tree: Any) -> Any:
+        """`few_shot: {shots: 4}`: the name is the kind unless one is given, and a kind brings its usual settings."""
+        given = tree.get("strategies") if isinstance(tree, dict) else None
+        if isinstance(given, list):
+            given = {name: {} for name in given}
+        if not isinstance(given, dict):
+            return tree
+        whole = {}
+        for name, settings in given.items():
+            settings = settings or {}
+            if isinstance(settings, dict):
+                kind = settings.get("kind", name)
+                settings = {"kind": kind, **DEFAULTS.get(kind, {}), **settings}
+            whole[name] = settings
+        return {**tree, "strategies": whole}
+
+    @model_validator(mode="after")
+    def _has_configurations(self) -> Self:
+        for kind, names in (("model", self.models), ("strategy", self.strategies)):
+            if not names:
+                raise ConfigError(f"the recipe names no {kind}")
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ConfigError(f"the {kind} {name!r} names files and columns; expected letters, digits, _ and -")
+        return self
+
+    @property
+    def configurations(self) -> dict[str, tuple[str, str]]:
+        """`model.strategy` -> the two names, every model with every strategy."""
+        return {f"{model}.{strategy}": (model, strategy) for model in self.models for strategy in self.strategies}
+
+
+class Project(NamedTuple):
+    """A recipe with its codebook, and the folder that both are in."""
+
+    folder: Path
+    recipe: AnnotateRecipe
+    codebook: Codebook
+
+    def file(self, name: str) -> Path:
+        """A path of the recipe: relative to the recipe."""
+        return self.folder / name
+
+
+def read_project(path: Path, overrides: tuple[str, ...] = ()) -> Project:
+    """The project whose recipe is at `path`, or is `path/recipe.yaml`. Raises `ConfigError` at what does not fit."""
+    path = path / "recipe.yaml" if path.is_dir() else path
+    recipe = load_recipe(path, AnnotateRecipe, overrides)
+    codebook = read_codebook(path.parent / recipe.codebook)
+    for name, strategy in recipe.strategies.items():
+        try:
+            _fits_the_level(strategy, codebook)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: strategies.{name}: {error}") from None
+    return Project(path.parent, recipe, codebook)
+
+
+def _fits_the_level(strategy: StrategySettings, codebook: Codebook) -> None:
+    level = codebook.level
+    scored = {"labels": (*CLOSED, Level.MULTI_LABEL), "letters": CLOSED}.get(strategy.answer)
+    if scored is not None and level not in scored:
+        raise ConfigError(
+            f"answer: {strategy.answer} is not for a variable of level {level}; take constrained or free."
+        )
+    if strategy.answer == "constrained" and level in (Level.SPAN, Level.FREE_TEXT):
+        raise ConfigError(f"a variable of level {level} has no set of answers to constrain to; take free.")
+    if strategy.answer == "letters" and len(codebook.labels) > len(LETTERS):
+        raise ConfigError(f"{len(codebook.labels)} labels are more than there are letters; take answer: labels.")

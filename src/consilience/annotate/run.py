@@ -1,0 +1,174 @@
+"""The whole corpus coded by what is frozen, resumable, in bounded memory; and the labels beside the user's columns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from consilience.annotate.codebook import CLOSED
+from consilience.annotate.coder import Coder, in_batches
+from consilience.annotate.configuration import coder_of, grouped_by_model
+from consilience.annotate.corpus import corpus
+from consilience.annotate.engines import load_engine
+from consilience.annotate.freeze import Frozen, read_frozen
+from consilience.annotate.labels import append, ids_so_far, read_labels
+from consilience.annotate.recipe import Project
+from consilience.annotate.tables import NewColumn, kind_of, write_beside
+from consilience.errors import ConfigError, DataError
+from consilience.run import fingerprint, versions, write_json
+
+OnProgress = Callable[[str, int, int], None]
+FOLDER = "labels"
+
+
+def run(project: Project, on_progress: OnProgress) -> dict[str, Any]:
+    """Codes every row with every frozen configuration, and writes the table with the labels beside.
+
+    Leaves PROJECT/labels/CONFIGURATION.jsonl with its .json, and PROJECT/labelled.ENDING. The same command goes on with
+    a run that was stopped.
+    """
+    frozen = read_frozen(project)
+    folder = project.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    with _alone(folder):
+        data = project.file(project.recipe.data.path)
+        total = sum(1 for _ in corpus(project))  # reads the whole table once: a bad row is met before hours of work
+        about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total}
+        _start_anew_if_refrozen(folder, about, frozen)
+        for model, names in grouped_by_model(project, list(frozen.names)):
+            waiting = [name for name in names if not _is_done(folder / f"{name}.json")]
+            if waiting:
+                engine = load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)
+                for name in waiting:
+                    coder = coder_of(project, name, engine, frozen.correction(name))
+                    _code(project, coder, name, folder, total, engine.about, on_progress)
+        target = write_labelled(project, frozen)
+    summaries = {name: json.loads((folder / f"{name}.json").read_text()) for name in frozen.names}
+    return {"table": str(target), "rows": total, "configurations": summaries}
+
+
+def _code(
+    project: Project,
+    coder: Coder,
+    name: str,
+    folder: Path,
+    total: int,
+    engine: dict[str, Any],
+    on_progress: OnProgress,
+) -> None:
+    path = folder / f"{name}.jsonl"
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = ((row.id, row.text) for row in corpus(project))
+    done = 0
+    for id_ in ids_so_far(path):
+        there = next(rows, None)
+        if there is None or there[0] != id_:
+            raise DataError(
+                f"{path}, line {done + 1}: id {id_!r}, where the data have {there and there[0]!r}: other data?"
+            )
+        done += 1
+    resumed = done
+    for ids, texts in in_batches(rows, project.recipe.batch_size):
+        append(path, coder.code(ids, texts))
+        done += len(ids)
+        on_progress(name, done, total)
+    summary = summarise(path)
+    about = {"engine": engine, "started": started, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(folder / f"{name}.json", about | {"resumed_at": resumed, "versions": versions()} | summary)
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """How often each label and each status was given, how many texts were flagged, and the mean mass on the labels."""
+    labels: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
+    flagged, masses, mass, low = 0, 0, 0.0, 0
+    for row in read_labels(path):
+        statuses[row["status"]] += 1
+        if row["label"] is not None:
+            labels[row["label"]] += 1
+        flagged += bool(row.get("flags"))
+        if "mass" in row:
+            masses += 1
+            mass += row["mass"]
+            low += row["mass"] < 0.5
+    return {
+        "labels": dict(labels.most_common(200)),
+        "statuses": dict(statuses),
+        "flagged": flagged,
+        "mean_mass": mass / masses if masses else None,
+        "mass_below_half": low if masses else None,
+    }
+
+
+def write_labelled(project: Project, frozen: Frozen) -> Path:
+    """The user's table with columns of every frozen configuration beside: the first one's carry the plain names."""
+    source = project.file(project.recipe.data.path)
+    ending = f"{kind_of(source)}.gz" if source.suffix == ".gz" else kind_of(source)
+    target = project.folder / f"labelled.{ending}"
+    book = project.codebook
+    scored = [project.recipe.strategies[project.recipe.configurations[name][1]] for name in frozen.names]
+    columns: list[NewColumn] = []
+    codes = {label.code or i: label.name for i, label in enumerate(book.labels, start=1)}
+    coded = codes if book.level in CLOSED else None
+    for number, (name, strategy) in enumerate(zip(frozen.names, scored), start=1):
+        stem = f"{project.recipe.prefix}{book.variable}" + (f"_{number}" if number > 1 else "")
+        columns.append(NewColumn(stem, f"{book.variable}, by {name}"[:255], codes=coded))
+        columns.append(NewColumn(f"{stem}_status", "how the coding ended"))
+        if strategy.answer in ("labels", "letters") and book.level in CLOSED:
+            columns.append(NewColumn(f"{stem}_p", "probability of the label", numeric=True))
+
+    def values() -> Iterator[list[Any]]:
+        files = [read_labels(project.folder / FOLDER / f"{name}.jsonl") for name in frozen.names]
+        for rows in zip(*files, strict=True):
+            cells: list[Any] = []
+            for row, strategy in zip(rows, scored):
+                cells += [row["label"], row["status"]]
+                if strategy.answer in ("labels", "letters") and book.level in CLOSED:
+                    cells.append(row["p"][row["label"]] if row["label"] is not None else None)
+            yield cells
+
+    write_beside(source, target, columns, values(), project.recipe.data.encoding)
+    return target
+
+
+def _start_anew_if_refrozen(folder: Path, about: dict[str, Any], frozen: Frozen) -> None:
+    """Labels of another freeze are put aside, never mixed; other data under the same freeze are refused."""
+    record = folder / "run.json"
+    if record.is_file():
+        was = json.loads(record.read_text(encoding="utf-8"))
+        if was == about:
+            return
+        if was["digest"] == about["digest"]:
+            raise ConfigError(
+                f"the data have changed since this run began ({was['rows']} rows then, {about['rows']} now). "
+                f"Put them back, or remove {folder} to start anew."
+            )
+        kept = folder.with_name(f"{FOLDER}-{was['digest']}")
+        kept.mkdir(exist_ok=True)
+        for entry in folder.iterdir():
+            if entry.name != "run.lock":
+                shutil.move(str(entry), str(kept / entry.name))
+    write_json(record, about)
+
+
+def _is_done(record: Path) -> bool:
+    return record.is_file()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time writes labels; the lock is the kernel's, and goes however the process ends."""
+    import fcntl
+
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is coding into {folder}. Wait for it.") from None
+        yield

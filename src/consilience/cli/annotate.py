@@ -1,0 +1,116 @@
+"""`consilience annotate`: thin doors to the annotate room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+annotate = typer.Typer(
+    help="Texts coded by open models under a codebook, checked against people, estimates corrected with their labels.",
+    no_args_is_help=True,
+)
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The project's recipe.yaml, or the folder it is in.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@annotate.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """A commented recipe and codebook to fill in."""
+    from consilience.annotate.init import init as make
+
+    paths = make(folder)
+    if as_json:
+        print(json.dumps({"files": [str(path.resolve()) for path in paths]}))
+        return
+    print("\n".join(f"wrote   {path}" for path in paths))
+    print(f"\nFill in both, then: consilience annotate dev {folder}")
+
+
+@annotate.command()
+def dev(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Every model with every strategy on the development sample: agreement, confusions, errors, cost."""
+    from consilience.cli.annotate_tables import dev_table
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.annotate.dev import compare_configurations
+
+        results = compare_configurations(_project(recipe, overrides), on_progress)
+    print(json.dumps(results) if as_json else dev_table(results))
+
+
+@annotate.command()
+def freeze(
+    recipe: Recipe,
+    choose: Annotated[
+        list[str], typer.Option(metavar="MODEL.STRATEGY", help="What is run; the first is reported. May be repeated.")
+    ] = [],  # noqa: B006
+    force: Annotated[bool, typer.Option("--force", help="Freeze again, and start the labels anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fix the chosen configurations by hash."""
+    from consilience.annotate.freeze import freeze as fix
+
+    frozen = fix(_project(recipe, []), choose, force=force)
+    if as_json:
+        print(json.dumps({"digest": frozen.record["digest"], "names": frozen.names}))
+        return
+    print(f"frozen  {', '.join(frozen.names)}\nhash    {frozen.record['digest']}")
+
+
+@annotate.command()
+def run(recipe: Recipe, as_json: AsJson = False) -> None:
+    """The whole corpus, coded by what is frozen; the labels beside the columns of the table. Resumes."""
+    from consilience.cli.annotate_tables import run_table
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.annotate.run import run as code
+
+        results = code(_project(recipe, []), on_progress)
+    print(json.dumps(results) if as_json else run_table(results))
+
+
+@annotate.command()
+def estimate(
+    recipe: Recipe,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN", help="Also within every value of this column.")] = None,
+    formula: Annotated[
+        str | None, typer.Option(metavar="'Y ~ X1 + X2'", help="A regression with the coded variable on either side.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="linear or logistic; else by the outcome's values.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prevalence, groups and regressions, corrected with the gold sample, beside gold alone and the model alone."""
+    from consilience.annotate.estimate import estimate as compute
+    from consilience.cli.annotate_tables import estimate_table
+
+    found = compute(_project(recipe, []), by=by, formula=formula, family=family)
+    print(json.dumps(found) if as_json else estimate_table(found, by, formula))
+
+
+@annotate.command()
+def report(recipe: Recipe, as_json: AsJson = False) -> None:
+    """One page, and CSV files, that a reviewer can check."""
+    from consilience.pipelines.annotation import annotation_report
+
+    page = annotation_report(_project(recipe, []))
+    files = sorted(entry.name for entry in page.parent.glob("*.csv"))
+    if as_json:
+        print(json.dumps({"html": str(page.resolve()), "csv": files}))
+        return
+    print(f"page    {page}\ntables  {', '.join(files)}")
+
+
+def _project(recipe: Path, overrides: list[str]) -> Any:
+    from consilience.annotate.recipe import read_project
+
+    return read_project(recipe, tuple(overrides))

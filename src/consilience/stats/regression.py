@@ -1,0 +1,350 @@
+"""Regression on a variable that a model measured of all items, and people of some: design-based, PPI++, gold only.
+
+The measured variable may be the outcome, a covariate, or both sides' part; any term of a formula may be made of it. The
+estimating equations of linear and logistic regression, sum x (y - mean(x'b)) = 0, are averaged over all items with what
+is expected of the measured variable given the model's label, and put right by the gold items, each weighted by one over
+its known probability of being drawn. So the estimate is right however wrong the model is; how good the model is decides
+only how much narrower the interval gets. (Design-based supervised learning: Egami, Hinck, Stewart and Wei 2023.)
+
+Shapes: N items, n gold items, P coefficients, C values that the measured variable may have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from consilience.errors import DataError, pick
+from consilience.stats.estimate import Estimate, Floats
+from consilience.stats.units import several_units, unit_labels
+
+Places = NDArray[np.intp]
+MOST_STEPS = 100
+CLOSE = 1e-8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Expected:
+    """What the measured variable may be, per item: for each value its chance, and outcome and design with that value.
+
+    A design that does not depend on the variable may be the same array for all values.
+    """
+
+    chances_C: Sequence[Floats]  # each [N]; for an item they sum to 1
+    outcomes_C: Sequence[Floats]  # each [N]
+    designs_C: Sequence[Floats]  # each [N, P]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Observed:
+    """The gold items: their places among the N items, outcome, design, and probability of having been drawn."""
+
+    places_n: Places
+    outcome_n: Floats
+    design_nP: Floats
+    probability_n: Floats
+
+
+def design_based(
+    observed: Observed,
+    expected: Sequence[Expected],
+    names: Sequence[str],
+    *,
+    family: str = "linear",
+    clusters: Sequence[str] | None = None,
+    unit_kind: str = "items",
+    level: float = 0.95,
+) -> dict[str, Estimate]:
+    """Every coefficient by design-based supervised learning, with its interval on Student's t of the gold units.
+
+    `expected` has one entry per random split into folds: the value is the median over splits, its squared standard
+    error the median of what a split has plus the square of its distance to that median. `family` is a key of
+    `FAMILIES`. Raises `DataError` where the equations have no solution: too little gold, or collinear terms.
+    """
+    mean_of = pick(FAMILIES, family, "family of regressions")
+    items = len(expected[0].chances_C[0])
+    unit_names, index_N = several_units(unit_labels(clusters, items), unit_kind)
+    start = _solve(lambda b: _weighted(observed, b, mean_of), observed.design_nP.shape[1], names)
+    by_split = [_split(observed, each, start, mean_of, index_N, names) for each in expected]
+    gold_units = len(np.unique(index_N[observed.places_n]))
+    method = f"DSL, {family}, {len(observed.places_n)} gold labels, {len(expected)} splits, Student t"
+    return _combined(by_split, unit_names, names, gold_units - 1, unit_kind, method, level)
+
+
+def weighted_regression(
+    outcome: ArrayLike,
+    design: ArrayLike,
+    names: Sequence[str],
+    *,
+    family: str = "linear",
+    weights: ArrayLike | None = None,
+    clusters: Sequence[str] | None = None,
+    unit_kind: str = "items",
+    method: str = "",
+    level: float = 0.95,
+) -> dict[str, Estimate]:
+    """Linear or logistic regression with weights, its errors by the sandwich over units (CR0 times G / (G - 1))."""
+    mean_of = pick(FAMILIES, family, "family of regressions")
+    y, x = np.asarray(outcome, dtype=np.float64), np.asarray(design, dtype=np.float64)
+    w = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+    unit_names, index = several_units(unit_labels(clusters, len(y)), unit_kind)
+    alone = Observed(places_n=np.arange(len(y)), outcome_n=y, design_nP=x, probability_n=1 / w)
+    b = _solve(lambda b: _weighted(alone, b, mean_of), x.shape[1], names)
+    mean, slope = mean_of(x @ b)
+    moments = (w * (y - mean))[:, None] * x
+    bread = (x * (w * slope)[:, None]).T @ x
+    influence_NP = _by_unit(moments, index) @ np.linalg.inv(bread).T * len(unit_names)
+    named = method or f"{family} regression, sandwich over {unit_kind}, Student t"
+    return _combined([(b, influence_NP)], unit_names, names, len(unit_names) - 1, unit_kind, named, level)
+
+
+def prediction_powered_regression(
+    observed: Observed,
+    model_outcome: ArrayLike,
+    design: ArrayLike,
+    names: Sequence[str],
+    *,
+    family: str = "linear",
+    clusters: Sequence[str] | None = None,
+    unit_kind: str = "items",
+    level: float = 0.95,
+) -> dict[str, Estimate]:
+    """PPI++ (arXiv:2311.01453) of a regression whose outcome alone is measured: `model_outcome` of all items.
+
+    lambda = tr(H^-1 (C + C') H^-1) / (2 (1 + n / N) tr(H^-1 V H^-1)) within 0 and 1, C the covariance of the gold
+    items' gradients with those at the model's outcome, V the variance of the latter over all items.
+    """
+    mean_of = pick(FAMILIES, family, "family of regressions")
+    f_N, x_NP = np.asarray(model_outcome, dtype=np.float64), np.asarray(design, dtype=np.float64)
+    places = observed.places_n
+    rest = np.setdiff1d(np.arange(len(f_N)), places)
+    if len(rest) < 2:
+        raise DataError("PPI++ takes items without gold beside those with it; all have gold: take the gold alone.")
+    unit_names, index_N = several_units(unit_labels(clusters, len(f_N)), unit_kind)
+    w_n = 1 / observed.probability_n
+    w_n = w_n / w_n.sum()
+    y_n, x_nP = observed.outcome_n, observed.design_nP
+    count, all_ = len(places), len(rest)
+
+    def equations(weight: float) -> Callable[[Floats], tuple[Floats, Floats]]:
+        def at(b: Floats) -> tuple[Floats, Floats]:
+            mean_r, slope_r = mean_of(x_NP[rest] @ b)
+            mean_n, slope_n = mean_of(x_nP @ b)
+            gap = weight * (x_NP[rest].T @ (f_N[rest] - mean_r)) / all_
+            gap += x_nP.T @ (w_n * ((y_n - mean_n) - weight * (f_N[places] - mean_n)))
+            slope = weight * (x_NP[rest] * slope_r[:, None]).T @ x_NP[rest] / all_
+            slope += (1 - weight) * (x_nP * (w_n * slope_n)[:, None]).T @ x_nP
+            return gap, slope
+
+        return at
+
+    b = _solve(equations(0.0), x_nP.shape[1], names)
+    tuned = 1.0
+    for _ in range(2):  # lambda at the gold's estimate, then at its own
+        tuned = _tuned(b, f_N, x_NP, y_n, x_nP, places, w_n, mean_of)
+        b = _solve(equations(tuned), x_nP.shape[1], names)
+    _, slope_N = mean_of(x_NP @ b)
+    inverse = np.linalg.inv((x_NP * slope_N[:, None]).T @ x_NP / len(f_N))
+    moments = np.zeros_like(x_NP)
+    model_N = (f_N - mean_of(x_NP @ b)[0])[:, None] * x_NP
+    gold_n = (y_n - mean_of(x_nP @ b)[0])[:, None] * x_nP - tuned * (f_N[places] - mean_of(x_nP @ b)[0])[:, None] * x_nP
+    moments[rest] = tuned * (model_N[rest] - model_N[rest].mean(0)) / all_
+    moments[places] = w_n[:, None] * (gold_n - w_n @ gold_n)
+    influence = _by_unit(moments, index_N) @ inverse.T * len(unit_names)
+    gold_units = len(np.unique(index_N[places]))
+    method = f"PPI++, {family}, lambda {tuned:.2f}, {count} gold labels, Student t"
+    return _combined([(b, influence)], unit_names, names, gold_units - 1, unit_kind, method, level)
+
+
+def folds(units: Sequence[str], count: int, rng: np.random.Generator) -> Places:
+    """The fold of every item: units stay together, and folds hold equally many units, or one fewer."""
+    names = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    fold_of = rng.permutation(len(names)) % count
+    return np.array([fold_of[names[unit]] for unit in units], dtype=np.intp)
+
+
+def _linear(linear: Floats) -> tuple[Floats, Floats]:
+    return linear, np.ones_like(linear)
+
+
+def _logistic(linear: Floats) -> tuple[Floats, Floats]:
+    from scipy.special import expit
+
+    mean = np.asarray(expit(linear), dtype=np.float64)
+    return mean, mean * (1 - mean)
+
+
+# The mean of the outcome and its slope, as functions of x'b.
+FAMILIES: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {"linear": _linear, "logistic": _logistic}
+Mean = Callable[[Floats], tuple[Floats, Floats]]
+
+
+def _weighted(observed: Observed, b: Floats, mean_of: Mean) -> tuple[Floats, Floats]:
+    x, w = observed.design_nP, 1 / observed.probability_n
+    mean, slope = mean_of(x @ b)
+    return x.T @ (w * (observed.outcome_n - mean)) / w.sum(), (x * (w * slope)[:, None]).T @ x / w.sum()
+
+
+def _split(
+    observed: Observed, expected: Expected, start: Floats, mean_of: Mean, index_N: Places, names: Sequence[str]
+) -> tuple[Floats, Floats]:
+    """The coefficients, and every unit's influence on them [G, P], with the chances of one split."""
+    items = len(index_N)
+    places, w_n = observed.places_n, 1 / observed.probability_n
+    scale_N = np.ones(items)  # what the expected moment of an item counts: 1 - R / pi
+    scale_N[places] -= w_n
+
+    def equations(b: Floats) -> tuple[Floats, Floats]:
+        moments_NP, slope = _moments(b)
+        return moments_NP.mean(0), slope
+
+    def _moments(b: Floats) -> tuple[Floats, Floats]:
+        moments_NP = np.zeros((items, len(b)))
+        slope = np.zeros((len(b), len(b)))
+        for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
+            mean_N, slope_N = mean_of(x_NP @ b)
+            moments_NP += (scale_N * chance_N * (y_N - mean_N))[:, None] * x_NP
+            slope += (x_NP * (scale_N * chance_N * slope_N)[:, None]).T @ x_NP
+        mean_n, slope_n = mean_of(observed.design_nP @ b)
+        moments_NP[places] += (w_n * (observed.outcome_n - mean_n))[:, None] * observed.design_nP
+        slope += (observed.design_nP * (w_n * slope_n)[:, None]).T @ observed.design_nP
+        return moments_NP, slope / items
+
+    b = _solve(equations, len(start), names, start)
+    moments_NP, slope = _moments(b)
+    by_unit = _by_unit(moments_NP, index_N)
+    return b, by_unit @ np.linalg.inv(slope).T * (len(by_unit) / items)
+
+
+def _tuned(
+    b: Floats,
+    f_N: Floats,
+    x_NP: Floats,
+    y_n: Floats,
+    x_nP: Floats,
+    places: Places,
+    w_n: Floats,
+    mean_of: Mean,
+) -> float:
+    mean_N, slope_N = mean_of(x_NP @ b)
+    inverse = np.linalg.inv((x_NP * slope_N[:, None]).T @ x_NP / len(f_N))
+    model_NP = (f_N - mean_N)[:, None] * x_NP
+    gold_nP = (y_n - mean_of(x_nP @ b)[0])[:, None] * x_nP
+    apart = gold_nP - w_n @ gold_nP
+    model_apart = model_NP[places] - w_n @ model_NP[places]
+    covariance = (apart * w_n[:, None]).T @ model_apart
+    variance = np.cov(model_NP.T, ddof=0).reshape(len(b), len(b))
+    over = float(np.trace(inverse @ (covariance + covariance.T) @ inverse))
+    under = 2 * (1 + len(places) / (len(f_N) - len(places))) * float(np.trace(inverse @ variance @ inverse))
+    return float(np.clip(over / under, 0, 1)) if under > 0 else 0.0
+
+
+def _by_unit(moments_NP: Floats, index_N: Places) -> Floats:
+    sums = np.zeros((int(index_N.max()) + 1, moments_NP.shape[1]))
+    np.add.at(sums, index_N, moments_NP)
+    return sums
+
+
+def _solve(
+    equations: Callable[[Floats], tuple[Floats, Floats]],
+    size: int,
+    names: Sequence[str],
+    start: Floats | None = None,
+) -> Floats:
+    """Newton's method, steps halved while they make the gap larger. Raises `DataError` where it does not end."""
+    b = np.zeros(size) if start is None else start.copy()
+    gap, slope = equations(b)
+    for number in range(MOST_STEPS):
+        if np.linalg.matrix_rank(slope) < size:
+            if number:
+                break
+            raise DataError(
+                f"the terms {', '.join(names)} cannot be told apart: one is a sum of others, or does not vary among "
+                "the gold texts. Leave one out, or code more."
+            )
+        step = np.linalg.solve(slope, gap)
+        if float(np.abs(step).max()) < CLOSE * (1 + float(np.abs(b).max())):
+            return b + step
+        for _ in range(30):
+            tried, slope_there = equations(b + step)
+            if np.isfinite(tried).all() and np.abs(tried).max() <= np.abs(gap).max():
+                break
+            step /= 2
+        b, gap, slope = b + step, tried, slope_there
+    raise DataError(
+        "the regression has no finite solution: among the gold texts a term tells the outcome exactly, or there are "
+        "too few of them. Leave terms out, or code more."
+    )
+
+
+def _combined(
+    by_split: Sequence[tuple[Floats, Floats]],
+    units: tuple[str, ...],
+    names: Sequence[str],
+    degrees: int,
+    unit_kind: str,
+    method: str,
+    level: float,
+) -> dict[str, Estimate]:
+    """Medians over splits; the influences are those of the split nearest to the median, scaled to the joint error."""
+    from scipy.special import stdtrit
+
+    if degrees < 1:
+        raise DataError(f"the gold texts are of one {unit_kind.rstrip('s')}: the spread between them is unknown.")
+    values_SP = np.array([b for b, _ in by_split])
+    value_P = np.median(values_SP, axis=0)
+    groups = len(units)
+    errors_SP = np.sqrt([(influence**2).sum(0) / (groups * (groups - 1)) for _, influence in by_split])
+    error_P = np.sqrt(np.median(errors_SP**2 + (values_SP - value_P) ** 2, axis=0))
+    found = {}
+    t = float(stdtrit(degrees, (1 + level) / 2))
+    for p, name in enumerate(names):
+        nearest = int(np.abs(values_SP[:, p] - value_P[p]).argmin())
+        own = errors_SP[nearest, p]
+        scale = error_P[p] / own if own > 0 else 1.0
+        value, half = float(value_P[p]), t * float(error_P[p])
+        found[name] = Estimate(
+            value=value,
+            units=units,
+            influence=by_split[nearest][1][:, p] * scale,
+            unit_kind=unit_kind,
+            method=method,
+            level=level,
+            interval=(value - half, value + half),
+        )
+    return found
+
+
+def more_gold(
+    observed: Observed, expected: Expected, coefficients: Mapping[str, Estimate], ratio: float, *, family: str
+) -> dict[str, float]:
+    """The standard errors that `ratio` times as many gold labels would give, drawn as these were.
+
+    V(r) = J^-1 (M1 / r + M23) J^-1 / N with M1 = mean[R / pi^2 (m - m^g)(m - m^g)'] and M23 the rest.
+    """
+    mean_of = pick(FAMILIES, family, "family of regressions")
+    b = np.array([estimate.value for estimate in coefficients.values()])
+    items = len(expected.chances_C[0])
+    places, w_n = observed.places_n, 1 / observed.probability_n
+    scale_N = np.ones(items)
+    scale_N[places] -= w_n
+    expected_NP = np.zeros((items, len(b)))
+    slope = np.zeros((len(b), len(b)))
+    for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
+        mean_N, slope_N = mean_of(x_NP @ b)
+        expected_NP += (chance_N * (y_N - mean_N))[:, None] * x_NP
+        slope += (x_NP * (scale_N * chance_N * slope_N)[:, None]).T @ x_NP
+    mean_n, slope_n = mean_of(observed.design_nP @ b)
+    slope += (observed.design_nP * (w_n * slope_n)[:, None]).T @ observed.design_nP
+    gap_n = (observed.outcome_n - mean_n)[:, None] * observed.design_nP - expected_NP[places]
+    moments_NP = expected_NP.copy()
+    moments_NP[places] += w_n[:, None] * gap_n
+    all_ = moments_NP.T @ moments_NP / items
+    first = (gap_n * (w_n**2)[:, None]).T @ gap_n / items
+    inverse = np.linalg.inv(slope / items)
+    variance = inverse @ (first / ratio + all_ - first) @ inverse.T / items
+    return {name: math.sqrt(max(float(variance[i, i]), 0.0)) for i, name in enumerate(coefficients)}
