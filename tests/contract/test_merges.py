@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from consilience.merge import compute
+from consilience.merge import blocks
 from consilience.merge.arrays import merge_arrays
 from consilience.merge.methods import MERGES
 
@@ -223,7 +223,7 @@ def test_the_same_bits_for_any_threads_and_blocks(
     models = [base + normal(*shape, seed=seed) / 8 for seed in (1, 2, 3)]
     arrays = [bfloat16(array) for array in (base, *models)]
     once = merged(case, arrays[0], arrays[1:])
-    monkeypatch.setattr(compute, "BLOCK", compute.SEGMENT)
+    monkeypatch.setattr(blocks, "BLOCK", blocks.SEGMENT)
     assert merged(case, arrays[0], arrays[1:], threads=3).tobytes() == once.tobytes()
 
 

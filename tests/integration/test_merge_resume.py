@@ -164,6 +164,15 @@ def test_a_shard_that_went_missing_is_made_again(models: Path, tmp_path: Path) -
     assert contents(out) == undisturbed
 
 
+def test_a_finished_shard_that_went_missing_is_made_again(models: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_of(models, tmp_path / "recipe.yaml", "task_arithmetic"), tmp_path / "out"
+    finish([str(recipe), str(out)])
+    undisturbed = contents(out)
+    next(out.glob("model-*.safetensors")).unlink()
+    finish([str(recipe), str(out)])
+    assert contents(out) == undisturbed
+
+
 def test_what_a_killed_merge_left_is_not_mixed_with_another(models: Path, tmp_path: Path) -> None:
     recipe = recipe_of(models, tmp_path / "recipe.yaml", "ties", density=0.4)
     out = tmp_path / "out"

@@ -22,24 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.errors import BackendError, ConfigError
-from consilience.merge.compute import (
-    BLOCK,
-    CODES,
-    Job,
-    NotFinite,
-    Operand,
-    Workers,
-    _address,
-    combine,
-    keys_of,
-    merge,
-    settle,
-)
+from consilience.merge.blocks import BLOCK, CODES, Job, NotFinite, Operand, Workers, address_of, keys_of
+from consilience.merge.compute import on_cpu
+from consilience.merge.drive import Engine, merge, settle
 from consilience.merge.methods import MERGES, Combination, Facts, unit_of
 from consilience.merge.plan import LowRank, MergePlan, Part, Rows, TensorPlan
 from consilience.weights.headers import ITEM_BYTES, StoredTensor
 from consilience.weights.mapped import NUMPY_DTYPES, MappedFiles, as_float32
-from consilience.weights.planned import PlannedCheckpoint, PlannedTensor, finished_by
+from consilience.weights.planned import PlannedCheckpoint, PlannedTensor, is_finished, made_by
 
 MANIFEST = "manifest.json"
 LARGE = 1 << 23  # entries from which the threads share a tensor; below, each thread has one of its own
@@ -51,6 +41,7 @@ def execute(
     plans: Sequence[tuple[MergePlan, Path]],
     *,
     threads: int | None = None,
+    device: str = "cpu",
     on_bytes: OnProgress = lambda done, total: None,
     on_tensor: OnProgress = lambda done, total: None,
     replace: bool = False,
@@ -76,9 +67,9 @@ def execute(
         stack.callback(workers.close)
         prints = {file: _fingerprint(file) for file in sorted({*_files_of(plan for plan, _ in plans)})}
         identities = [_identity(plan, prints) for plan, _ in plans]
-        manifests = [finished_by(out, MANIFEST, identity) for (_, out), identity in zip(plans, identities)]
+        manifests = [made_by(out, MANIFEST, identity) for (_, out), identity in zip(plans, identities)]
         outputs: list[PlannedCheckpoint] = []
-        left = [place for place, manifest in enumerate(manifests) if manifest is None]
+        left = [place for place, (_, out) in enumerate(plans) if manifests[place] is None or not is_finished(out)]
         for place in left:
             plan, out = plans[place]
             output = PlannedCheckpoint(
@@ -86,11 +77,11 @@ def execute(
                 [PlannedTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors],
                 identity=identities[place],
                 shard_bytes=plan.shard_bytes,
-                replace=replace,
+                replace=replace or manifests[place] is not None,
             )
             stack.callback(output.close)
             outputs.append(output)
-        _Pass([plans[place][0] for place in left], outputs, MappedFiles(), workers, on_bytes, on_tensor).run()
+        _Pass([plans[place][0] for place in left], outputs, MappedFiles(), workers, device, on_bytes, on_tensor).run()
         for place, output in zip(left, outputs):
             plan = plans[place][0]
             made = {"identity": identities[place], **_manifest(plan, prints, output)}
@@ -108,6 +99,7 @@ class _Pass:
         outputs: Sequence[PlannedCheckpoint],
         files: MappedFiles,
         workers: Workers,
+        device: str,
         on_bytes: OnProgress,
         on_tensor: OnProgress,
     ) -> None:
@@ -118,7 +110,7 @@ class _Pass:
         self.tensors = sum(len(plan.tensors) for plan in plans)
         self.finished = 0
         self._lock = threading.Lock()
-        self._alone = Workers(1)
+        self._together, self._alone = on_cpu(workers), on_cpu(Workers(1))  # one tensor in all threads, or one in each
         self._settled: dict[tuple[int, str], Combination] = {}
 
     def run(self) -> None:
@@ -136,7 +128,7 @@ class _Pass:
         for file in {file for plan in self.plans for file in _files_of([plan])}:
             self.files.bytes_of(file)  # opened before the threads
         for group in large:
-            self._merge(group, self.workers)
+            self._merge(group, self._together)
         self.workers.each(small, lambda group: self._merge(group, self._alone))
 
     def _progress(self, count: int, finished: int = 0) -> None:
@@ -163,14 +155,14 @@ class _Pass:
             first = tensors[0]
             facts = jobs[0].facts._replace(size=sum(job.facts.size for job in jobs))
             try:
-                (combination,) = settle([MERGES[first.method].steps(facts, first.parameters)], [jobs], self.workers)
+                (combination,) = settle([MERGES[first.method].steps(facts, first.parameters)], [jobs], self._together)
             except NotFinite:
                 for tensor, job in zip(tensors, jobs):
                     self._refuse_not_finite(tensor, job)
                 raise
             self._settled |= {(place, tensor.name): combination for tensor in tensors}
 
-    def _merge(self, group: Sequence[tuple[int, TensorPlan]], workers: Workers) -> None:
+    def _merge(self, group: Sequence[tuple[int, TensorPlan]], engine: Engine) -> None:
         """One tensor of every plan; those from the same inputs go over them together."""
         together: dict[Any, list[tuple[int, TensorPlan]]] = {}
         for place, tensor in group:
@@ -181,7 +173,7 @@ class _Pass:
             else:
                 together.setdefault(self._inputs_of(place, tensor), []).append((place, tensor))
         for made in together.values():
-            self._merge_together(made, workers)
+            self._merge_together(made, engine)
 
     def _inputs_of(self, place: int, tensor: TensorPlan) -> Any:
         """Equal where the inputs, and the random numbers, are the same; settled ones need no measurement."""
@@ -189,7 +181,7 @@ class _Pass:
         alone = place if None in stored[1:] or (tensor.base is not None and stored[0] is None) else None
         return (place, tensor.name) in self._settled, self.plans[place].seed, tensor.shape, *stored, alone
 
-    def _merge_together(self, made: Sequence[tuple[int, TensorPlan]], workers: Workers) -> None:
+    def _merge_together(self, made: Sequence[tuple[int, TensorPlan]], engine: Engine) -> None:
         jobs = [self._job(place, tensor) for place, tensor in made]
         settled = [self._settled.get((place, tensor.name)) for place, tensor in made]
         try:
@@ -197,10 +189,10 @@ class _Pass:
                 steps = [
                     MERGES[tensor.method].steps(job.facts, tensor.parameters) for job, (_, tensor) in zip(jobs, made)
                 ]
-                records = merge(steps, jobs, workers)
+                records = merge(steps, jobs, engine)
             else:
                 combinations = [combination for combination in settled if combination is not None]
-                combine(list(zip(combinations, jobs)), workers)
+                engine.combine(list(zip(combinations, jobs)))
                 records = [combination.record for combination in combinations]
         except NotFinite:
             for job, (_, tensor) in zip(jobs, made):
@@ -290,7 +282,7 @@ class _Stored:
                 "merged. Save a quantised model in bfloat16 first."
             )
         self.bytes = files.bytes_of(stored.file)
-        self.start = _address(self.bytes) + stored.offset
+        self.start = address_of(self.bytes) + stored.offset
         self.itemsize = stored.nbytes // max(stored.size, 1)
         self.code = CODES[stored.dtype]
 
@@ -310,7 +302,7 @@ class _Made:
     def part(self, start: int, stop: int) -> tuple[int, int, Any]:
         first, last = start // self.width, -(-stop // self.width)
         made = self._made(first, last).reshape(-1)
-        return _address(made) + (start - first * self.width) * made.itemsize, CODES["F32"], made
+        return address_of(made) + (start - first * self.width) * made.itemsize, CODES["F32"], made
 
     def _made(self, first: int, last: int) -> NDArray[np.float32]:
         total = np.zeros((last - first, self.width), np.float32)

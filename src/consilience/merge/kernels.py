@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 CHUNK = 256  # so that a chunk of everything fits in the nearest cache
-RUN = 16  # scores that are looked at together for one within a bracket
+AHEAD = 3 * CHUNK  # entries
 BF16, F16, F32, F64 = 0, 1, 2, 3
 RESULT = 1 << 62
 
@@ -33,6 +34,8 @@ SUM, AGREEING_MEAN, AGREEING_SUM = 0, 1, 2
 NEARSWAP, VARM_ENTRY, RAM, FUSION = 0, 1, 2, 3
 # What a threshold is on.
 MAGNITUDE, SPREAD, IMPORTANCE = 0, 1, 2
+PLAN = 9  # int64 in a plan's row, see `masked`
+BRACKET = 12  # int64 in a bracket's row, see `narrow`
 
 
 def _typed(llvm: Any, bits: int) -> Any:
@@ -127,18 +130,65 @@ def nonzero8(typing_context, address, index):
 
 
 @intrinsic
-def keep8(typing_context, address, index, bits):
-    """Sets those of eight float64 from 8 * index on to 0 whose bit is not set."""
+def keep8(typing_context, address, index, bits, to):
+    """Eight float64 from 8 * index on, 0 where the bit is not set, to the same places at `to`."""
 
     def codegen(context, builder, signature, args):
         eight = ir.VectorType(ir.DoubleType(), 8)
         pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
         zeros = ir.Constant(eight, [ir.Constant(ir.DoubleType(), 0.0)] * 8)
         mask = builder.bitcast(args[2], ir.VectorType(ir.IntType(1), 8))
-        builder.store(builder.select(mask, builder.load(pointer, align=8), zeros), pointer, align=8)
+        target = builder.gep(builder.inttoptr(args[3], ir.PointerType(eight)), [args[1]])
+        builder.store(builder.select(mask, builder.load(pointer, align=8), zeros), target, align=8)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.uint8), codegen
+    return types.void(types.int64, types.int64, types.uint8, types.int64), codegen
+
+
+@intrinsic
+def at_least8(typing_context, address, index, limit):
+    """Of eight float64 from 8 * index on, a bit each, the first the lowest: whether it is at least `limit`."""
+
+    def codegen(context, builder, signature, args):
+        eight = ir.VectorType(ir.DoubleType(), 8)
+        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
+        limits = ir.Constant(eight, ir.Undefined)
+        for lane in range(8):
+            limits = builder.insert_element(limits, args[2], ir.Constant(ir.IntType(32), lane))
+        bits = builder.bitcast(builder.fcmp_ordered(">=", builder.load(pointer, align=8), limits), ir.IntType(8))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(types.int64, types.int64, types.float64), codegen
+
+
+@intrinsic
+def ones_in(typing_context, bits):
+    """How many bits are set."""
+    return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def lowest_one(typing_context, bits):
+    """The place of the lowest bit that is set; there is one."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _fetch(typing_context, address):
+    """Asks the processor to bring the 64 bytes at an address nearer. There need not be any."""
+
+    def codegen(context, builder, signature, args):
+        byte_pointer, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [builder.inttoptr(args[0], byte_pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 _inline = njit(inline="never", error_model="numpy", nogil=True, no_cpython_wrapper=True)
@@ -150,20 +200,27 @@ U32, U64 = np.uint32, np.uint64
 
 
 @_inline
-def _load(address, code, start, n, to):
-    """Entries start..start+n of an input as float64 at `to`. Returns whether one of them is not finite."""
+def _load(address, code, start, n, minus, to):
+    """Entries start..start+n of an input, minus the n float64 at `minus`, at `to`.
+
+    Returns whether one of them is not finite.
+    """
+    # Inputs are read in turn, a little of each: too little for the processor to see what comes next.
+    size = 2 if code in (BF16, F16) else 4 if code == F32 else 8
+    for line in range(address + size * (start + AHEAD), address + size * (start + AHEAD + n), 64):
+        _fetch(line)
     if code == BF16:
         largest = np.uint16(0)
         for i in range(n):
             bits = u16(address, start + i)
             largest = max(largest, np.uint16(bits & np.uint16(0x7FFF)))
-            put_f64(to, i, np.float64(float_of(U32(U32(bits) << U32(16)))))
+            put_f64(to, i, np.float64(float_of(U32(U32(bits) << U32(16)))) - f64(minus, i))
         return largest >= 0x7F80
     if code == F32:
         largest32 = U32(0)
         for i in range(n):
             largest32 = max(largest32, U32(u32(address, start + i) & U32(0x7FFFFFFF)))
-            put_f64(to, i, np.float64(f32(address, start + i)))
+            put_f64(to, i, np.float64(f32(address, start + i)) - f64(minus, i))
         return largest32 >= 0x7F800000
     if code == F16:
         largest = np.uint16(0)
@@ -172,12 +229,12 @@ def _load(address, code, start, n, to):
             largest = max(largest, np.uint16(bits & np.uint16(0x7FFF)))
             # The exponent's bias differs by 112; a power of two scales subnormal numbers exactly too.
             size = np.float64(float_of(U32(U32(bits & np.uint16(0x7FFF)) << U32(13)))) * 5.192296858534828e33
-            put_f64(to, i, -size if bits & np.uint16(0x8000) else size)
+            put_f64(to, i, (-size if bits & np.uint16(0x8000) else size) - f64(minus, i))
         return largest >= 0x7C00
     largest64 = U64(0)
     for i in range(n):
         largest64 = max(largest64, u64(address, start + i) & U64(0x7FFFFFFFFFFFFFFF))
-        put_f64(to, i, f64(address, start + i))
+        put_f64(to, i, f64(address, start + i) - f64(minus, i))
     return largest64 >= U64(0x7FF0000000000000)
 
 
@@ -225,26 +282,23 @@ def _store(source, n, address, code, start):
 
 
 @_inline
-def _load_all(inputs, codes, count, start, n, to):
+def _load_all(inputs, codes, count, start, n, zeros, to):
+    """Every input as it is: x - 0 is x, also for -0."""
     bad = 0
     for k in range(count):
-        if _load(i64(inputs, k), i64(codes, k), start, n, to + 8 * CHUNK * k):
+        if _load(i64(inputs, k), i64(codes, k), start, n, zeros, to + 8 * CHUNK * k):
             bad |= 1 << k
     return bad
 
 
 @_inline
-def _subtract(n, one, other, to):
-    for i in range(n):
-        put_f64(to, i, f64(one, i) - f64(other, i))
-
-
-@_sum
-def _dot(n, one, other):
-    total = 0.0
-    for i in range(n):
-        total += f64(one, i) * f64(other, i)
-    return total
+def _load_deltas(inputs, codes, count, start, n, zeros, to):
+    """The base, input 0, and every other input minus it."""
+    bad = 0
+    for k in range(count):
+        if _load(i64(inputs, k), i64(codes, k), start, n, zeros if k == 0 else to, to + 8 * CHUNK * k):
+            bad |= 1 << k
+    return bad
 
 
 @_inline
@@ -279,85 +333,62 @@ def _copy_chunk(n, source, to):
 
 
 @_inline
-def _subtract_to_float(n, one, other, to):
+def _fill(n, value, to):
     for i in range(n):
-        put_f32(to, i, np.float32(f64(one, i) - f64(other, i)))
+        put_f64(to, i, value)
 
 
 @_sum
-def _dot_of_floats(n, one, other):
-    total = np.float32(0.0)
+def _four_dots(n, one, a, b, c, d):
+    p = q = r = s = 0.0
     for i in range(n):
-        total += f32(one, i) * f32(other, i)
-    return np.float64(total)
+        x = f64(one, i)
+        p += x * f64(a, i)
+        q += x * f64(b, i)
+        r += x * f64(c, i)
+        s += x * f64(d, i)
+    return p, q, r, s
 
 
 @_inline
-def _statistics(n, count, with_base, values, result, room, sums):
-    """Adds the inner products of all deltas, the result's last, to the sums at `sums`.
-
-    Deltas are against the base; without one, the models' against the result, and only their squares. They are made
-    for the manifest: a chunk's sums are in float32, and right to about 1e-6.
-    """
-    vectors = 0
-    against = values if with_base else result
-    for k in range(1 if with_base else 0, count):
-        _subtract_to_float(n, values + 8 * CHUNK * k, against, room + 4 * CHUNK * vectors)
-        vectors += 1
-    if with_base:
-        _subtract_to_float(n, result, values, room + 4 * CHUNK * vectors)
-        vectors += 1
-    pair = 0
-    for a in range(vectors):
-        for b in range(a, vectors):
-            if with_base or a == b:
-                dot = _dot_of_floats(n, room + 4 * CHUNK * a, room + 4 * CHUNK * b)
-                put_f64(sums, pair, f64(sums, pair) + dot)
-            pair += 1
+def _add_dots(n, one, count, vectors, sums):
+    """Adds the inner products of `one` with `count` vectors to the sums at `sums`."""
+    for k in range(0, count, 4):
+        at, here = vectors + 8 * CHUNK * k, count - k
+        b, c, d = min(1, here - 1), min(2, here - 1), min(3, here - 1)
+        p, q, r, s = _four_dots(n, one, at, at + 8 * CHUNK * b, at + 8 * CHUNK * c, at + 8 * CHUNK * d)
+        put_f64(sums, k, f64(sums, k) + p)
+        if here > 1:
+            put_f64(sums, k + 1, f64(sums, k + 1) + q)
+        if here > 2:
+            put_f64(sums, k + 2, f64(sums, k + 2) + r)
+        if here > 3:
+            put_f64(sums, k + 3, f64(sums, k + 3) + s)
 
 
-def gram(inputs, codes, count, with_base, n, segment, sums, pairs, work):
+@_inline
+def _add_products(n, count, vectors, sums):
+    """Adds the inner products of all pairs of vectors: (0, 0), (0, 1), ... (1, 1), ..."""
+    for k in range(count):
+        _add_dots(n, vectors + 8 * CHUNK * k, count - k, vectors + 8 * CHUNK * k, sums)
+        sums += 8 * (count - k)
+
+
+def gram(inputs, codes, count, with_base, n, segment, sums, pairs, zeros):
     """Inner products of all pairs of inputs (of deltas, with a base), per segment: float64 [segments, pairs]."""
     bad = 0
-    deltas = work + 8 * CHUNK * count
+    values = zeros + 8 * CHUNK
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
-        row = sums + 8 * pairs * s
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _load_all(inputs, codes, count, start, m, work)
-            vectors, at = count, work
             if with_base:
-                vectors, at = count - 1, deltas
-                for k in range(vectors):
-                    _subtract(m, work + 8 * CHUNK * (k + 1), work, deltas + 8 * CHUNK * k)
-            pair = 0
-            for a in range(vectors):
-                for b in range(a, vectors):
-                    dot = _dot(m, at + 8 * CHUNK * a, at + 8 * CHUNK * b)
-                    put_f64(row, pair, f64(row, pair) + dot)
-                    pair += 1
+                bad |= _load_deltas(inputs, codes, count, start, m, zeros, values)
+                _add_products(m, count - 1, values + 8 * CHUNK, sums + 8 * pairs * s)
+            else:
+                bad |= _load_all(inputs, codes, count, start, m, zeros, values)
+                _add_products(m, count, values, sums + 8 * pairs * s)
     return bad
-
-
-@_inline
-def _inner_products(n, first, count, values, room, sums):
-    """Adds the inner products of input 0 and all others minus it, from the `first` on, to the sums at `sums`.
-
-    They are made for the manifest: a chunk's sums are in float32, and right to about 1e-6.
-    """
-    for k in range(first, count):
-        if k == 0:
-            for i in range(n):
-                put_f32(room, i, np.float32(f64(values, i)))
-        else:
-            _subtract_to_float(n, values + 8 * CHUNK * k, values, room + 4 * CHUNK * k)
-    pair = 0
-    for a in range(first, count):
-        for b in range(a, count):
-            dot = _dot_of_floats(n, room + 4 * CHUNK * a, room + 4 * CHUNK * b)
-            put_f64(sums, pair, f64(sums, pair) + dot)
-            pair += 1
 
 
 @_inline
@@ -402,50 +433,43 @@ def _mix(n, count, weights, values, to):
                     put_f64(to, i, f64(to, i) + weight * f64(at, i))
 
 
-def linear(inputs, codes, count, n, segment, plans, plan_count, first, sums, pairs, work):
+def linear(inputs, codes, count, n, segment, plans, plan_count, first, sums, pairs, zeros):
     """sum_k c_k x_k, for each plan, of which `plans` has a row of six int64: address of the coefficients (float64),
     whether they are one row per segment, whether a chunk that all inputs hold the same bits in stays as it is, address
     and code of the result, and, written here, whether it is not finite somewhere.
 
-    See `_inner_products` for what goes to `sums` when it is not 0: float64 [segments, pairs].
+    `sums`, when it is not 0: inner products of input 0 and all others minus it, from the `first` on, per segment.
     """
     bad = 0
-    result = work + 8 * CHUNK * count
-    room = result + 8 * CHUNK
+    values = zeros + 8 * CHUNK
+    result = values + 8 * CHUNK * count
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _load_all(inputs, codes, count, start, m, work)
+            bad |= _load_all(inputs, codes, count, start, m, zeros, values)
             same = _all_same(inputs, codes, count, start, m)
             for p in range(plan_count):
                 plan = plans + 8 * 6 * p
                 source = result
                 if same and i64(plan, 2):
-                    source = work
+                    source = values
                 else:
-                    _mix(m, count, i64(plan, 0) + 8 * count * s * i64(plan, 1), work, result)
+                    _mix(m, count, i64(plan, 0) + 8 * count * s * i64(plan, 1), values, result)
                 if _store(source, m, i64(plan, 3), i64(plan, 4), start):
                     put_i64(plan, 5, 1)
             if sums:
-                _inner_products(m, first, count, work, room, sums + 8 * pairs * s)
-    return bad
-
-
-@_inline
-def _deltas(inputs, codes, count, start, n, work, deltas):
-    """Loads everything to `work` and every model minus the base, input 0, to `deltas`."""
-    bad = _load_all(inputs, codes, count, start, n, work)
-    for k in range(count - 1):
-        _subtract(n, work + 8 * CHUNK * (k + 1), work, deltas + 8 * CHUNK * k)
+                for k in range(1, count):
+                    for i in range(m):
+                        put_f64(values + 8 * CHUNK * k, i, f64(values + 8 * CHUNK * k, i) - f64(values, i))
+                _add_products(m, count - first, values + 8 * CHUNK * first, sums + 8 * pairs * s)
     return bad
 
 
 @_inline
 def _spread(n, models, deltas, to):
     """The squared differences of all pairs: exactly 0 where all agree, and the same in any order of two models."""
-    for i in range(n):
-        put_f64(to, i, 0.0)
+    _fill(n, 0.0, to)
     for a in range(models):
         for b in range(a + 1, models):
             for i in range(n):
@@ -454,84 +478,80 @@ def _spread(n, models, deltas, to):
 
 
 @_inline
-def _score(kind, model, n, models, deltas, row_factor, to):
+def _scores(kind, n, models, deltas, factor, to, stride):
+    """Of every model, `stride` bytes apart; the spread of all is one. Up to a multiple of eight, -1 follows."""
     if kind == SPREAD:
         _spread(n, models, deltas, to)
-    else:
-        at = deltas + 8 * CHUNK * model
+        _fill(-n % 8, -1.0, to + 8 * n)
+        return
+    for k in range(models):
+        at = deltas + 8 * CHUNK * k
         for i in range(n):
-            put_f64(to, i, abs(f64(at, i)) * row_factor)
+            put_f64(to + stride * k, i, abs(f64(at, i)) * factor)
+        _fill(-n % 8, -1.0, to + stride * k + 8 * n)
 
 
-def scores(inputs, codes, count, kind, model, n, factor, to, work):
-    """The scores of n entries, for IMPORTANCE of one row with that factor: float64 at `to`."""
+def scores(inputs, codes, count, kind, n, factor, to, stride, zeros):
+    """The scores of n entries, for IMPORTANCE of one row with that factor: float64, as `_scores` puts them."""
     bad = 0
-    deltas = work + 8 * CHUNK * count
+    base = zeros + 8 * CHUNK
     for start in range(0, n, CHUNK):
         m = min(CHUNK, n - start)
-        bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-        _score(kind, model, m, count - 1, deltas, f64(factor, 0) if kind == IMPORTANCE else 1.0, to + 8 * start)
+        bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
+        row_factor = f64(factor, 0) if kind == IMPORTANCE else 1.0
+        _scores(kind, m, count - 1, base + 8 * CHUNK, row_factor, to + 8 * start, stride)
     return bad
 
 
-@_inline
-def _bin(n, score, low, high, shift, bins):
-    for run in range(0, n, RUN):
-        end = min(run + RUN, n)
-        inside = 0
-        for i in range(run, end):
-            bits = bits_of(f64(score, i))
-            inside += np.int64((bits > low) & (bits < high))
-        if inside:
-            for i in range(run, end):
-                bits = bits_of(f64(score, i))
-                if bits > low and bits < high:
-                    place = 3 * np.int64((bits - low) >> shift)
-                    put_u64(bins, place, u64(bins, place) + U64(1))
-                    put_u64(bins, place + 1, min(u64(bins, place + 1), bits))
-                    put_u64(bins, place + 2, max(u64(bins, place + 2), bits))
+def narrow(inputs, codes, count, kind, n, row, row_factors, brackets, bracket_count, bins, zeros):
+    """Counts scores for exact selection, for each bracket `low` to `high`, of which `brackets` has a row.
 
-
-def narrow(inputs, codes, count, kind, n, row, row_factors, brackets, bracket_count, bins, work):
-    """Counts scores for exact selection, for each bracket of their bits: int64 model, low, high, shift, bins' place.
-
-    A score is not negative, so its bits as a whole number are in its order. A bracket's row goes on with four counts:
-    of scores above `high`, above 0, at `low`, at `high`; the ends are counted apart because weights in bfloat16 have
-    few different deltas, and a sampled end is one of them. Those between go into `bins`, uint64 [bracket, bin, 3]: how
-    many, the smallest, the largest; a bin is (bits - low) >> shift.
+    float64 `low`, the next number, `high`, the next number; int64 model, bits of `low`, shift, bins' place; then, added
+    to here, how many scores are at least each of the four. Of the scores between the ends, which are counted apart
+    because weights in bfloat16 have few different deltas, and a sampled end is one of them, each goes into a bin
+    (bits - bits of low) >> shift: a score is not negative, so its bits as a whole number are in its order. `bins` are
+    uint64 [bracket, bin, 3]: how many, the smallest, the largest.
     """
     bad = 0
-    deltas = work + 8 * CHUNK * count
-    score = deltas + 8 * CHUNK * (count - 1)
+    base = zeros + 8 * CHUNK
+    deltas = base + 8 * CHUNK
+    first_score = deltas + 8 * CHUNK * (count - 1)
     for s in range((n + row - 1) // row):
         factor = f64(row_factors, s) if kind == IMPORTANCE else 1.0
         stop = min(n, (s + 1) * row)
         for start in range(s * row, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-            made = -1
+            bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
+            _scores(kind, m, count - 1, deltas, factor, first_score, 8 * CHUNK)
             for j in range(bracket_count):
-                at = brackets + 8 * 9 * j
-                model = i64(at, 0)
-                if model != made:
-                    _score(kind, model, m, count - 1, deltas, factor, score)
-                    made = model
-                low, high, shift = U64(i64(at, 1)), U64(i64(at, 2)), U64(i64(at, 3))
-                above = positive = at_low = at_high = inside = 0
-                for i in range(m):
-                    bits = bits_of(f64(score, i))
-                    above += np.int64(bits > high)
-                    positive += np.int64(bits != U64(0))
-                    at_low += np.int64(bits == low)
-                    at_high += np.int64(bits == high)
-                    inside += np.int64((bits > low) & (bits < high))
-                put_i64(at, 5, i64(at, 5) + above)
-                put_i64(at, 6, i64(at, 6) + positive)
-                put_i64(at, 7, i64(at, 7) + at_low)
-                put_i64(at, 8, i64(at, 8) + at_high)
-                if inside:
-                    _bin(m, score, low, high, shift, bins + i64(at, 4))
+                at = brackets + 8 * BRACKET * j
+                score = first_score + 8 * CHUNK * i64(at, 4)
+                _count(m, score, at, U64(i64(at, 5)), U64(i64(at, 6)), bins + i64(at, 7))
     return bad
+
+
+@_inline
+def _count(n, score, bracket, low_bits, shift, bins):
+    low, over_low, high, over_high = f64(bracket, 0), f64(bracket, 1), f64(bracket, 2), f64(bracket, 3)
+    from_low = from_over_low = from_high = from_over_high = 0
+    for eight in range((n + 7) // 8):
+        above_low, above_high = at_least8(score, eight, over_low), at_least8(score, eight, high)
+        from_low += ones_in(at_least8(score, eight, low))
+        from_over_low += ones_in(above_low)
+        from_high += ones_in(above_high)
+        from_over_high += ones_in(at_least8(score, eight, over_high))
+        inside = above_low & ~above_high
+        while inside:
+            bits = bits_of(f64(score, 8 * eight + lowest_one(inside)))
+            inside &= inside - 1
+            place = 3 * np.int64((bits - low_bits) >> shift)
+            put_u64(bins, place, u64(bins, place) + U64(1))
+            put_u64(bins, place + 1, min(u64(bins, place + 1), bits))
+            put_u64(bins, place + 2, max(u64(bins, place + 2), bits))
+    put_i64(bracket, 8, i64(bracket, 8) + from_low)
+    put_i64(bracket, 9, i64(bracket, 9) + from_over_low)
+    put_i64(bracket, 10, i64(bracket, 10) + from_high)
+    put_i64(bracket, 11, i64(bracket, 11) + from_over_high)
 
 
 @_inline
@@ -563,8 +583,6 @@ def _philox(key, first, n, to):
 
 RANK_BINS = 512  # 16 octaves below the largest number of the row, 32 to an octave
 RANK_SHIFT = 47
-
-
 ROW_RANKED = 8192  # entries of a row whose sizes are remembered while it is ranked; in longer rows they are made again
 
 
@@ -576,268 +594,311 @@ def _octaves(n, one, to):
 
 
 @_inline
-def _keep_by_rank(inputs, codes, count, start, stop, numbers, work, deltas, tables):
-    """Per model, what a draw must be below to keep an entry of the row start..stop, by the bin of its size.
+def _rank_row(inputs, codes, count, start, stop, zeros, base, tables):
+    """Per model, the mean rank of the entries of a bin, among the sizes in the row start..stop.
 
-    uint32 at `tables`, RANK_BINS float64 apart. [density - epsilon, density + epsilon], linear in the rank; the
-    numbers of a bin share their mean rank. Returns the address of the models' largest sizes.
+    float64 at `tables`, RANK_BINS for each model, the smallest bin first. Returns the address of the largest octaves.
     """
     size = stop - start
     models = count - 1
     largest = tables + 8 * RANK_BINS * models
-    octaves = largest + 8 * models + 8 * CHUNK
+    octaves = largest + 8 * models
     for k in range(models):
         put_i64(largest, k, 0)
-        for b in range(RANK_BINS):
-            put_u64(tables + 8 * RANK_BINS * k, b, U64(0))
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
-        _deltas(inputs, codes, count, at, m, work, deltas)
+        _load_deltas(inputs, codes, count, at, m, zeros, base)
         for k in range(models):
             place = octaves + 2 * (ROW_RANKED * k + (at - start if size <= ROW_RANKED else 0))
-            _octaves(m, deltas + 8 * CHUNK * k, place)
+            _octaves(m, base + 8 * CHUNK * (k + 1), place)
             top = np.uint16(0)
             for i in range(m):
                 top = max(top, u16(place, i))
             put_i64(largest, k, max(i64(largest, k), np.int64(top)))
+    for k in range(models):
+        _fill(RANK_BINS, 0.0, tables + 8 * RANK_BINS * k)
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
         if size > ROW_RANKED:
-            _deltas(inputs, codes, count, at, m, work, deltas)
+            _load_deltas(inputs, codes, count, at, m, zeros, base)
         for k in range(models):
             place = octaves + 2 * (ROW_RANKED * k + (at - start if size <= ROW_RANKED else 0))
             if size > ROW_RANKED:
-                _octaves(m, deltas + 8 * CHUNK * k, place)
+                _octaves(m, base + 8 * CHUNK * (k + 1), place)
             _tally(m, place, i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k)
     for k in range(models):
         table = tables + 8 * RANK_BINS * k
-        density, epsilon = f64(numbers, 2 + 8 * k + 2), f64(numbers, 2 + 8 * k + 3)
-        lowest = (density - epsilon) * 4294967296.0
-        step = 2 * epsilon / max(size - 1, 1) * 4294967296.0
         below = 0
         for b in range(RANK_BINS):
-            here = np.int64(u32(table, b)) + np.int64(u32(table, RANK_BINS + b))
-            # A draw is a whole number: below a limit is below the next whole one.
-            limit = np.ceil(lowest + step * (below + 0.5 * (here - 1)))
-            put_u32(table, b, U32(np.int64(min(max(limit, 0.0), 4294967295.0))))
+            both = u64(table, b)
+            here = np.int64(both & U64(0xFFFFFFFF)) + np.int64(both >> U64(32))
+            put_f64(table, b, np.float64(2 * below + here - 1) * 0.5)
             below += here
     return largest
 
 
 @_inline
 def _tally(n, octaves, least, table):
-    """Counts by bin, in two tables in turn: one would wait for itself where neighbours are alike."""
-    for i in range(0, n - 1, 2):
-        one = max(np.int64(u16(octaves, i)) - least, 0)
-        other = RANK_BINS + max(np.int64(u16(octaves, i + 1)) - least, 0)
-        put_u32(table, one, U32(u32(table, one) + U32(1)))
-        put_u32(table, other, U32(u32(table, other) + U32(1)))
-    if n % 2:
-        one = max(np.int64(u16(octaves, n - 1)) - least, 0)
-        put_u32(table, one, U32(u32(table, one) + U32(1)))
-
-
-@_inline
-def _limits(n, octaves, least, table, to):
+    """Counts by bin, each as two uint32 in turn: one would wait for itself where neighbours are alike."""
     for i in range(n):
-        put_u32(to, i, u32(table, max(np.int64(u16(octaves, i)) - least, 0)))
+        place = 2 * max(np.int64(u16(octaves, i)) - least, 0) + i % 2
+        put_u32(table, place, U32(u32(table, place) + U32(1)))
 
 
 @_inline
-def _keep(keep, n, models, flat, numbers, keys, deltas, score, tables, largest):
-    """Sets deltas to 0 where they are not kept."""
-    if keep == KEEP_SPREAD:
-        _spread(n, models, deltas, score)
-        least = f64(numbers, 1)
-        for k in range(models):
-            at = deltas + 8 * CHUNK * k
-            for i in range(n):
-                put_f64(at, i, f64(at, i) if f64(score, i) >= least else 0.0)
-        return
+def _ranks(n, one, least, table, octaves, to):
+    _octaves(n, one, octaves)
+    for i in range(n):
+        put_f64(to, i, f64(table, max(np.int64(u16(octaves, i)) - least, 0)))
+
+
+@_inline
+def _keep(plan, n, models, flat, row, deltas, score, draws, ranks, to):
+    """The deltas, 0 where the plan does not keep them, at `to`. Returns `deltas` where it keeps all."""
+    keep, numbers = i64(plan, 0), i64(plan, 2)
+    if keep == KEEP_ALL:
+        return deltas
+    least = f64(numbers, 1)
     for k in range(models):
-        at = deltas + 8 * CHUNK * k
-        low, high, density = f64(numbers, 2 + 8 * k), f64(numbers, 2 + 8 * k + 1), f64(numbers, 2 + 8 * k + 2)
-        if keep == KEEP_BAND:
+        at, kept, draw = deltas + 8 * CHUNK * k, to + 8 * CHUNK * k, draws + 8 * CHUNK * k + 4 * (flat % 4)
+        field = numbers + 8 * (2 + k)
+        low, high, density = f64(field, 0), f64(field, models), f64(field, 2 * models)
+        if keep == KEEP_SPREAD:
+            for i in range(n):
+                put_f64(kept, i, f64(at, i) if f64(score, i) >= least else 0.0)
+        elif keep == KEEP_BAND:
             for i in range(n):
                 size = abs(f64(at, i))
-                put_f64(at, i, f64(at, i) if (size >= low) & (size <= high) else 0.0)
-        elif density < 1.0:
-            _philox(u64(keys, k), flat, n, score)
-            draws = score + 4 * (flat % 4)
-            if keep == KEEP_RANDOM:
-                limit = density * 4294967296.0
-                for i in range(n):
-                    put_f64(at, i, f64(at, i) if np.float64(u32(draws, i)) < limit else 0.0)
-            else:
-                octaves = largest + 8 * models  # a chunk's room, before the row's
-                limits = octaves + 2 * CHUNK
-                _octaves(n, at, octaves)
-                _limits(n, octaves, i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k, limits)
-                for i in range(n):
-                    put_f64(at, i, f64(at, i) if u32(draws, i) < u32(limits, i) else 0.0)
+                put_f64(kept, i, f64(at, i) if (size >= low) & (size <= high) else 0.0)
+        elif keep == KEEP_REMEMBERED:
+            bits = i64(plan, 3) + i64(plan, 4) * k + flat // 8
+            for byte in range((n + 7) // 8):
+                keep8(at, byte, u8(bits, byte), kept)
+        elif density >= 1.0:
+            _copy_chunk(n, at, kept)
+        elif keep == KEEP_RANDOM:
+            limit = density * 4294967296.0
+            for i in range(n):
+                put_f64(kept, i, f64(at, i) if np.float64(u32(draw, i)) < limit else 0.0)
+        else:
+            epsilon = f64(field, 3 * models)
+            lowest, step = (density - epsilon) * 4294967296.0, 2 * epsilon / max(row - 1, 1) * 4294967296.0
+            rank = ranks + 8 * CHUNK * k
+            for i in range(n):
+                limit = lowest + step * f64(rank, i)
+                put_f64(kept, i, f64(at, i) if np.float64(u32(draw, i)) < limit else 0.0)
+    return to
 
 
 @_inline
-def _remember(n, models, flat, deltas, bits, stride):
-    """A bit per entry and model, set where the delta is not 0; `flat` is a multiple of 8."""
-    for k in range(models):
-        for byte in range((n + 7) // 8):
-            put_u8(bits + stride * k + flat // 8, byte, nonzero8(deltas + 8 * CHUNK * k, byte))
+def _ways_to_keep(plans, plan_count):
+    """A bit for each that a plan has."""
+    ways = 0
+    for p in range(plan_count):
+        ways |= 1 << i64(plans + 8 * PLAN * p, 0)
+    return ways
 
 
 @_inline
-def _recall(n, models, flat, deltas, bits, stride):
-    for k in range(models):
-        for byte in range((n + 7) // 8):
-            keep8(deltas + 8 * CHUNK * k, byte, u8(bits + stride * k + flat // 8, byte))
+def _prepare(ways, n, models, flat, keys, deltas, score, draws, ranks, tables, largest):
+    """What plans need to know of a chunk's deltas: their spread, random numbers, their ranks in the row.
+
+    The random number of entry `flat` is at index flat % 4.
+    """
+    if ways & (1 << KEEP_SPREAD):
+        _spread(n, models, deltas, score)
+    if ways & (1 << KEEP_RANDOM | 1 << KEEP_RANDOM_BY_RANK):
+        for k in range(models):
+            _philox(u64(keys, k), flat, n, draws + 8 * CHUNK * k)
+    if ways & (1 << KEEP_RANDOM_BY_RANK):
+        for k in range(models):
+            _octaves(n, deltas + 8 * CHUNK * k, score)
+            least, table = i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k
+            for i in range(n):
+                put_f64(ranks + 8 * CHUNK * k, i, f64(table, max(np.int64(u16(score, i)) - least, 0)))
 
 
-def kept(inputs, codes, count, n, segment, first, keep, numbers, keys, bits, stride, sums, work):
-    """Per segment and model: sum |delta|, that of the kept, sum delta^2 of the kept. float64 [segments, models, 3].
+def kept(inputs, codes, count, n, segment, first, keys, plans, plan_count, zeros):
+    """Per segment and model: sum |delta|, that of the kept, sum delta^2 of the kept; see `masked` for the plans.
 
-    `numbers` (float64): scale of the whole, least spread, then 8 per model: least and largest size, density, epsilon,
-    weight in the vote, weight in the mean, factor, 0. `keys` (uint64): the generator's, per model. `first` is the
-    place of the block's first entry in its tensor. With `bits` not 0, what was kept is remembered there, a bit per
-    entry of the tensor, `stride` bytes for each model.
+    float64 [segments, models, 3] at a plan's place for sums. With an address for bits, what was kept is remembered
+    there, a bit per entry of the tensor.
     """
     bad = 0
     models = count - 1
-    deltas = work + 8 * CHUNK * count
-    score = deltas + 8 * CHUNK * models
-    tables = score + 8 * CHUNK
+    base = zeros + 8 * CHUNK
+    deltas = base + 8 * CHUNK
+    room = deltas + 8 * CHUNK * (models + 1)
+    score = room + 8 * CHUNK * (models + 2)
+    draws = score + 8 * CHUNK
+    ranks = draws + 8 * CHUNK * models
+    tables = ranks + 8 * CHUNK * models
+    ways = _ways_to_keep(plans, plan_count)
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
+        row = stop - s * segment
         largest = 0
-        if keep == KEEP_RANDOM_BY_RANK:
-            largest = _keep_by_rank(inputs, codes, count, s * segment, stop, numbers, work, deltas, tables)
+        if ways & (1 << KEEP_RANDOM_BY_RANK):
+            largest = _rank_row(inputs, codes, count, s * segment, stop, zeros, base, tables)
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-            for k in range(models):
-                place = 3 * (s * models + k)
-                put_f64(sums, place, f64(sums, place) + _size(m, deltas + 8 * CHUNK * k))
-            _keep(keep, m, models, first + start, numbers, keys, deltas, score, tables, largest)
-            if bits:
-                _remember(m, models, first + start, deltas, bits, stride)
-            for k in range(models):
-                at = deltas + 8 * CHUNK * k
-                place = 3 * (s * models + k)
-                put_f64(sums, place + 1, f64(sums, place + 1) + _size(m, at))
-                put_f64(sums, place + 2, f64(sums, place + 2) + _dot(m, at, at))
+            flat = first + start
+            bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
+            _prepare(ways, m, models, flat, keys, deltas, score, draws, ranks, tables, largest)
+            for p in range(plan_count):
+                plan = plans + 8 * PLAN * p
+                at = _keep(plan, m, models, flat, row, deltas, score, draws, ranks, room)
+                bits = i64(plan, 3)
+                for k in range(models):
+                    sums = i64(plan, 7) + 8 * 3 * (s * models + k)
+                    size, kept_size, square = _sizes(m, deltas + 8 * CHUNK * k, at + 8 * CHUNK * k)
+                    put_f64(sums, 0, f64(sums, 0) + size)
+                    put_f64(sums, 1, f64(sums, 1) + kept_size)
+                    put_f64(sums, 2, f64(sums, 2) + square)
+                    if bits:
+                        for byte in range((m + 7) // 8):
+                            put_u8(bits + i64(plan, 4) * k + flat // 8, byte, nonzero8(at + 8 * CHUNK * k, byte))
     return bad
 
 
 @_sum
-def _size(n, one):
-    total = 0.0
+def _sizes(n, delta, kept):
+    size = kept_size = square = 0.0
     for i in range(n):
-        total += abs(f64(one, i))
-    return total
+        size += abs(f64(delta, i))
+        kept_size += abs(f64(kept, i))
+        square += f64(kept, i) * f64(kept, i)
+    return size, kept_size, square
 
 
-def masked(
-    inputs, codes, count, n, segment, first, keep, way, numbers, keys, bits, stride, out, out_code, sums, pairs, work
-):
-    """The base plus a sum, or a mean of those with the elected sign, of the deltas that are kept. See `kept`."""
+def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sums, zeros):
+    """The base plus a sum, or a mean of those with the elected sign, of the deltas that are kept, for each plan.
+
+    A plan is a row of int64: how it keeps and how it combines; address of its numbers; address and bytes per model of
+    what was remembered; address and code of the result; address of sums; and, written here, whether the result is not
+    finite somewhere. Its numbers are float64: scale of the whole, least spread, then eight rows of one per model: least
+    and largest size, density, epsilon, vote, sign of the vote, weight in the mean, weight times factor. `first` is the
+    place of the block's first entry in its tensor, `keys` (uint64) are the generator's, per model.
+
+    Inner products are added, per segment, where there is an address for them: of all pairs of deltas to `sums`, of the
+    result's change with every delta and itself to the plan's.
+    """
     bad = 0
     models = count - 1
-    deltas = work + 8 * CHUNK * count
-    score = deltas + 8 * CHUNK * models
-    result, total, weight_sum = score + 8 * CHUNK, score + 16 * CHUNK, score + 24 * CHUNK
-    tables = score + 32 * CHUNK
-    scale = f64(numbers, 0)
+    base = zeros + 8 * CHUNK
+    deltas = base + 8 * CHUNK
+    change = deltas + 8 * CHUNK * models
+    room = change + 8 * CHUNK
+    total = room + 8 * CHUNK * models
+    result = total + 8 * CHUNK
+    score = result + 8 * CHUNK
+    draws = score + 8 * CHUNK
+    ranks = draws + 8 * CHUNK * models
+    tables = ranks + 8 * CHUNK * models
+    ways = _ways_to_keep(plans, plan_count)
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
+        row = stop - s * segment
         largest = 0
-        if keep == KEEP_RANDOM_BY_RANK:
-            largest = _keep_by_rank(inputs, codes, count, s * segment, stop, numbers, work, deltas, tables)
+        if ways & (1 << KEEP_RANDOM_BY_RANK):
+            largest = _rank_row(inputs, codes, count, s * segment, stop, zeros, base, tables)
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-            if _all_same(inputs, codes, count, start, m):
-                _copy_chunk(m, work, result)
-            else:
-                if keep == KEEP_REMEMBERED:
-                    _recall(m, models, first + start, deltas, bits, stride)
-                elif keep != KEEP_ALL:
-                    _keep(keep, m, models, first + start, numbers, keys, deltas, score, tables, largest)
-                for i in range(m):
-                    put_f64(result, i, 0.0)
-                for k in range(models):
-                    at = deltas + 8 * CHUNK * k
-                    weight = f64(numbers, 2 + 8 * k + 4) * f64(numbers, 2 + 8 * k + 6)
-                    for i in range(m):
-                        put_f64(result, i, f64(result, i) + weight * f64(at, i))
-                if way != SUM:
-                    for i in range(m):
-                        put_f64(total, i, 0.0)
-                        put_f64(weight_sum, i, 0.0)
-                    for k in range(models):
-                        at = deltas + 8 * CHUNK * k
-                        vote, mean = f64(numbers, 2 + 8 * k + 4), f64(numbers, 2 + 8 * k + 5)
-                        factor = mean * f64(numbers, 2 + 8 * k + 6)
-                        for i in range(m):
-                            value = f64(at, i)
-                            elected = 1.0 if f64(result, i) >= 0.0 else -1.0
-                            agrees = 1.0 if vote * value * elected > 0.0 else 0.0
-                            put_f64(total, i, f64(total, i) + factor * value * agrees)
-                            put_f64(weight_sum, i, f64(weight_sum, i) + mean * agrees)
-                    if way == AGREEING_MEAN:
-                        for i in range(m):
-                            weights = f64(weight_sum, i)
-                            weights = weights if weights != 0.0 else 1.0
-                            put_f64(result, i, f64(total, i) / weights)
-                    else:
-                        _copy_chunk(m, total, result)
+            flat = first + start
+            bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
+            _prepare(ways, m, models, flat, keys, deltas, score, draws, ranks, tables, largest)
+            for p in range(plan_count):
+                plan = plans + 8 * PLAN * p
+                numbers = i64(plan, 2)
+                by_model = numbers + 8 * 2
+                at = _keep(plan, m, models, flat, row, deltas, score, draws, ranks, room)
+                _mix(m, models, by_model + 8 * 4 * models, at, change)
+                if i64(plan, 1) != SUM:
+                    _elect(m, models, i64(plan, 1), by_model + 8 * 5 * models, at, change, total, result)
+                scale = f64(numbers, 0)
                 if models == 1:
                     # All of a single model's delta is that model, even where the base's size would swallow it.
+                    _load(i64(inputs, 1), i64(codes, 1), start, m, zeros, total)
                     for i in range(m):
-                        one, base = f64(work + 8 * CHUNK, i), f64(work, i)
-                        change = scale * f64(result, i)
-                        put_f64(result, i, one if change == one - base else base + change)
+                        moved = scale * f64(change, i)
+                        put_f64(result, i, f64(total, i) if moved == f64(deltas, i) else f64(base, i) + moved)
                 else:
                     for i in range(m):
-                        put_f64(result, i, f64(work, i) + scale * f64(result, i))
-            if _store(result, m, out, out_code, start):
-                bad |= RESULT
+                        moved = scale * f64(change, i)
+                        put_f64(result, i, f64(base, i) + moved if moved != 0.0 else f64(base, i))
+                if _store(result, m, i64(plan, 5), i64(plan, 6), start):
+                    put_i64(plan, 8, 1)
+                _add_change(m, models, base, deltas, change, result, i64(plan, 7), s)
             if sums:
-                _statistics(m, count, 1, work, result, deltas, sums + 8 * pairs * s)
+                _add_products(m, models, deltas, sums + 8 * (models * (models + 1) // 2) * s)
     return bad
 
 
-def pointwise(inputs, codes, count, n, segment, way, numbers, row_factors, out, out_code, sums, pairs, work):
-    """Methods that look at one entry of every model at a time. `numbers` (float64) are the method's own."""
+@_inline
+def _elect(n, models, way, fields, kept, votes, total, weights):
+    """The sum, or the mean, of the kept deltas whose vote has the sign of all votes, in place of these."""
+    _fill(n, 0.0, total)
+    _fill(n, 0.0, weights)
+    for k in range(models):
+        at, sign = kept + 8 * CHUNK * k, f64(fields, k)
+        mean, factor = f64(fields, models + k), f64(fields, 2 * models + k)
+        for i in range(n):
+            value = f64(at, i)
+            agrees = (sign * value > 0.0) if f64(votes, i) >= 0.0 else (sign * value < 0.0)
+            put_f64(total, i, f64(total, i) + (factor * value if agrees else 0.0))
+            put_f64(weights, i, f64(weights, i) + (mean if agrees else 0.0))
+    if way == AGREEING_MEAN:
+        for i in range(n):
+            weight = f64(weights, i)
+            put_f64(votes, i, f64(total, i) / (weight if weight != 0.0 else 1.0))
+    else:
+        _copy_chunk(n, total, votes)
+
+
+@_inline
+def _add_change(n, models, base, deltas, change, result, sums, segment):
+    """Adds the inner products of the result minus the base with every delta and itself to a plan's sums."""
+    if sums:
+        for i in range(n):
+            put_f64(change, i, f64(result, i) - f64(base, i))
+        _add_dots(n, change, models + 1, deltas, sums + 8 * (models + 1) * segment)
+
+
+def pointwise(inputs, codes, count, n, segment, first, keys, plans, plan_count, sums, zeros):
+    """Methods that look at one entry of every model at a time. Plans as in `masked`, but for their own `numbers`, and
+    with the address of a factor per segment (float64) at the place of the bits'.
+    """
     bad = 0
     models = count - 1
-    deltas = work + 8 * CHUNK * count
-    result, total, touched = (
-        deltas + 8 * CHUNK * models,
-        deltas + 8 * CHUNK * (models + 1),
-        deltas + 8 * CHUNK * (models + 2),
-    )
+    base = zeros + 8 * CHUNK
+    deltas = base + 8 * CHUNK
+    change = deltas + 8 * CHUNK * models
+    result = change + 8 * CHUNK
+    total, touched = result + 8 * CHUNK, result + 8 * CHUNK * 2
     for s in range((n + segment - 1) // segment):
         stop = min(n, (s + 1) * segment)
         for start in range(s * segment, stop, CHUNK):
             m = min(CHUNK, stop - start)
-            bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-            if _all_same(inputs, codes, count, start, m):
-                _copy_chunk(m, work, result)
-            elif way == NEARSWAP:
-                t = f64(numbers, 0)
-                for i in range(m):
-                    share = min(max(t / max(abs(f64(deltas, i)), 1e-300), 0.0), 1.0)
-                    one = f64(work + 8 * CHUNK, i)
-                    put_f64(result, i, one if share == 1.0 else share * one + (1.0 - share) * f64(work, i))
-            elif way == FUSION:
-                least, factor = f64(numbers, 0), f64(row_factors, s)
-                for i in range(m):
-                    moved = abs(f64(deltas, i)) * factor >= least
-                    put_f64(result, i, f64(work + 8 * CHUNK, i) if moved else f64(work, i))
-            else:
-                for i in range(m):
-                    put_f64(total, i, 0.0)
-                    put_f64(touched, i, 0.0)
-                if way == VARM_ENTRY:
+            bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
+            for p in range(plan_count):
+                plan = plans + 8 * PLAN * p
+                way, numbers = i64(plan, 1), i64(plan, 2)
+                _fill(m, 0.0, total)
+                _fill(m, 0.0, touched)
+                if way == NEARSWAP:
+                    t = f64(numbers, 0)
+                    _load(i64(inputs, 1), i64(codes, 1), start, m, zeros, total)
+                    for i in range(m):
+                        share = min(max(t / max(abs(f64(deltas, i)), 1e-300), 0.0), 1.0)
+                        one = f64(total, i)
+                        put_f64(result, i, one if share == 1.0 else share * one + (1.0 - share) * f64(base, i))
+                elif way == FUSION:
+                    least, factor = f64(numbers, 0), f64(i64(plan, 3), s)
+                    _load(i64(inputs, 1), i64(codes, 1), start, m, zeros, total)
+                    for i in range(m):
+                        moved = abs(f64(deltas, i)) * factor >= least
+                        put_f64(result, i, f64(total, i) if moved else f64(base, i))
+                elif way == VARM_ENTRY:
                     for k in range(models):
                         at = deltas + 8 * CHUNK * k
                         for i in range(m):
@@ -846,7 +907,8 @@ def pointwise(inputs, codes, count, n, segment, way, numbers, row_factors, out, 
                             put_f64(total, i, f64(total, i) + square * f64(at, i))
                     for i in range(m):
                         squares = f64(touched, i)
-                        put_f64(result, i, f64(work, i) + f64(total, i) / (squares if squares > 0.0 else 1.0))
+                        moved = f64(total, i) / (squares if squares > 0.0 else 1.0)
+                        put_f64(result, i, f64(base, i) + moved if moved != 0.0 else f64(base, i))
                 else:
                     least = f64(numbers, 0)
                     for k in range(models):
@@ -860,26 +922,27 @@ def pointwise(inputs, codes, count, n, segment, way, numbers, row_factors, out, 
                             share = alone if f64(touched, i) == 1.0 else 1.0 / max(f64(touched, i), 1.0)
                             put_f64(total, i, f64(total, i) + value * share)
                     for i in range(m):
-                        put_f64(result, i, f64(work, i) + f64(total, i))
-            if _store(result, m, out, out_code, start):
-                bad |= RESULT
+                        moved = f64(total, i)
+                        put_f64(result, i, f64(base, i) + moved if moved != 0.0 else f64(base, i))
+                if _store(result, m, i64(plan, 5), i64(plan, 6), start):
+                    put_i64(plan, 8, 1)
+                _add_change(m, models, base, deltas, change, result, i64(plan, 7), s)
             if sums:
-                _statistics(m, count, 1, work, result, deltas, sums + 8 * pairs * s)
+                _add_products(m, models, deltas, sums + 8 * (models * (models + 1) // 2) * s)
     return bad
 
 
-def touched(inputs, codes, count, n, least, sums, work):
+def touched(inputs, codes, count, n, least, sums, zeros):
     """Per model, entries with |delta| > least (float64 at `least`): touched by it alone, and by others too. int64."""
     bad = 0
     models = count - 1
-    deltas = work + 8 * CHUNK * count
+    deltas = zeros + 8 * CHUNK * 2
     by = deltas + 8 * CHUNK * models
     limit = f64(least, 0)
     for start in range(0, n, CHUNK):
         m = min(CHUNK, n - start)
-        bad |= _deltas(inputs, codes, count, start, m, work, deltas)
-        for i in range(m):
-            put_f64(by, i, 0.0)
+        bad |= _load_deltas(inputs, codes, count, start, m, zeros, zeros + 8 * CHUNK)
+        _fill(m, 0.0, by)
         for k in range(models):
             for i in range(m):
                 put_f64(by, i, f64(by, i) + (1.0 if abs(f64(deltas + 8 * CHUNK * k, i)) > limit else 0.0))
@@ -895,37 +958,38 @@ def touched(inputs, codes, count, n, least, sums, work):
 
 
 @_inline
-def _softmax_terms(address, code, start, stop, to):
+def _softmax_terms(address, code, start, stop, zeros, to):
     """The row's largest number and the sum of exp(number - largest)."""
     largest = -np.inf
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
-        _load(address, code, at, m, to)
+        _load(address, code, at, m, zeros, to)
         for i in range(m):
             largest = max(largest, f64(to, i))
     total = 0.0
     for at in range(start, stop, CHUNK):
         m = min(CHUNK, stop - at)
-        _load(address, code, at, m, to)
+        _load(address, code, at, m, zeros, to)
         for i in range(m):
             total += np.exp(f64(to, i) - largest)
     return largest, total
 
 
-def row_divergences(inputs, codes, n, row, to, work):
+def row_divergences(inputs, codes, n, row, to, zeros):
     """Per row, KL(softmax(model) || softmax(base)) in nats, both with 1e-8 added; input 0 is the base. float64."""
     bad = 0
+    values = zeros + 8 * CHUNK
     for s in range((n + row - 1) // row):
         start, stop = s * row, min(n, (s + 1) * row)
-        q_top, q_sum = _softmax_terms(i64(inputs, 0), i64(codes, 0), start, stop, work)
-        p_top, p_sum = _softmax_terms(i64(inputs, 1), i64(codes, 1), start, stop, work)
+        q_top, q_sum = _softmax_terms(i64(inputs, 0), i64(codes, 0), start, stop, zeros, values)
+        p_top, p_sum = _softmax_terms(i64(inputs, 1), i64(codes, 1), start, stop, zeros, values)
         divergence = 0.0
         for at in range(start, stop, CHUNK):
             m = min(CHUNK, stop - at)
-            bad |= _load_all(inputs, codes, 2, at, m, work)
+            bad |= _load_all(inputs, codes, 2, at, m, zeros, values)
             for i in range(m):
-                q = np.exp(f64(work, i) - q_top) / q_sum + 1e-8
-                p = np.exp(f64(work + 8 * CHUNK, i) - p_top) / p_sum + 1e-8
+                q = np.exp(f64(values, i) - q_top) / q_sum + 1e-8
+                p = np.exp(f64(values + 8 * CHUNK, i) - p_top) / p_sum + 1e-8
                 divergence += p * np.log(p / q)
         put_f64(to, s, divergence)
     return bad

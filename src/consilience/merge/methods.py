@@ -1,6 +1,6 @@
 """Merging methods, each the plain statement of a formula: what it must know of the deltas, and how it combines them.
 
-A method is a generator: it asks for measurements of a tensor (`Gram`, `Sample`, `Count`, `Kept` ...), is sent their
+A method is a generator: it asks for measurements of a tensor (`Gram`, `Ranked`, `Kept` ...), is sent their
 results, and returns a combination (`Linear`, `Masked`, `Pointwise`). Whoever drives it goes over the numbers; a method
 sees only sums and counts, so it works the same on a vector and on a matrix larger than memory.
 
@@ -22,8 +22,6 @@ from consilience.errors import ConfigError, nearest, pick
 
 Floats = NDArray[np.float64]
 Parameters = Mapping[str, Any]
-LARGEST_BITS = 0x7FEFFFFFFFFFFFFF  # of a finite float64
-BINS = 1 << 13
 
 
 class Facts(NamedTuple):
@@ -49,40 +47,27 @@ class Gram:
     by_row: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Some scores at fixed places, with how many entries each stands for, per model: a list of float64 [2, S]."""
+class OfPositive(NamedTuple):
+    """The rank int(share * how many scores are above 0)."""
 
-    kind: str  # magnitude, spread or importance
-    models: tuple[int, ...]
-    row_factors: tuple[float, ...] = ()
+    share: float
 
 
-class Bracket(NamedTuple):
-    """Scores whose bits, as a whole number, are from `low` to `high`. Scores are not negative."""
-
-    model: int
-    low: int
-    high: int
+Rank = int | OfPositive
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """Counts scores within brackets: a list of `Counted`."""
+class Ranked:
+    """Scores at ranks, exactly: a list of numbers.
+
+    `wanted` are pairs of a model and a rank, counted from the largest score, which has rank 1; at rank 0 is infinity.
+    A score is not negative: "magnitude" is |delta|, "spread" the sum of the squared differences of all pairs of models
+    (the same for every model), "importance" |delta| times the factor of its row.
+    """
 
     kind: str
-    brackets: tuple[Bracket, ...]
+    wanted: tuple[tuple[int, Rank], ...]
     row_factors: tuple[float, ...] = ()
-
-
-class Counted(NamedTuple):
-    """Scores above a bracket, above 0, and within it by bins of BINS at most: how many, smallest and largest bits."""
-
-    above: int
-    positive: int
-    counts: NDArray[np.uint64]
-    smallest: NDArray[np.uint64]
-    largest: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +143,7 @@ class Pointwise:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measurement = Gram | Sample | Count | Kept | Touched | RowDivergences
+Measurement = Gram | Ranked | Kept | Touched | RowDivergences
 Combination = Linear | Masked | Pointwise
 Steps = Generator[Measurement, Any, Combination]
 
@@ -517,10 +502,10 @@ def ties(facts: Facts, parameters: Parameters) -> Steps:
     has no weights.
     """
     density = parameters["density"]
-    wanted: dict[Any, Rank] = {k: max(1, int(share * facts.size)) for k, share in enumerate(density) if share < 1}
-    least = yield from _select("magnitude", wanted, facts)
+    ranks = {k: max(1, int(share * facts.size)) for k, share in enumerate(density) if share < 1}
+    least = dict(zip(ranks, (yield Ranked("magnitude", tuple(ranks.items()))))) if ranks else {}
     low = tuple(least.get(k, 0.0) for k in range(facts.models))
-    keep = Keep("band", low, (math.inf,) * facts.models) if least else Keep()
+    keep = Keep("band", low, (math.inf,) * facts.models) if ranks else Keep()
     factor = yield from _rescaled(keep, parameters["rescale"], density)
     return _sum_or_election(keep, parameters, factor, True, smallest_kept=list(low))
 
@@ -562,18 +547,20 @@ def _breadcrumbs(elects: bool) -> Callable[[Facts, Parameters], Steps]:
 
         Where both together would drop more than they may, fewer of the largest go. What ties with an end is kept.
         """
-        ranks: dict[Any, Rank] = {}
+        low, high = [0.0] * facts.models, [math.inf] * facts.models
+        wanted: list[tuple[int, Rank]] = []
         for k, (density, gamma) in enumerate(zip(parameters["density"], parameters["gamma"])):
             if density < 1:
                 kept_count = max(1, int(density * facts.size))
                 top = min(int(gamma * facts.size), facts.size - kept_count)
-                ranks[k, "low"], ranks[k, "high"] = top + kept_count, top + 1
-        ends = yield from _select("magnitude", ranks, facts)
-        low = tuple(ends.get((k, "low"), 0.0) for k in range(facts.models))
-        high = tuple(ends.get((k, "high"), math.inf) for k in range(facts.models))
-        keep = Keep("band", low, high) if ends else Keep()
+                wanted += [(k, top + kept_count), (k, top + 1)]
+        if wanted:
+            ends = yield Ranked("magnitude", tuple(wanted))
+            for (k, _), least, largest in zip(wanted[::2], ends[::2], ends[1::2]):
+                low[k], high[k] = least, largest
+        keep = Keep("band", tuple(low), tuple(high)) if wanted else Keep()
         factor = yield from _rescaled(keep, parameters["rescale"], parameters["density"])
-        return _sum_or_election(keep, parameters, factor, elects, smallest_kept=list(low), largest_kept=list(high))
+        return _sum_or_election(keep, parameters, factor, elects, smallest_kept=low, largest_kept=high)
 
     return steps
 
@@ -593,9 +580,8 @@ def sce(facts: Facts, parameters: Parameters) -> Steps:
     """
     keep = Keep()
     if parameters["density"] < 1:
-        wanted: dict[Any, Rank] = {0: lambda positive: int(parameters["density"] * positive)}
-        least = yield from _select("spread", wanted, facts)
-        keep = Keep("spread", least=least[0])
+        (least,) = yield Ranked("spread", ((0, OfPositive(parameters["density"])),))
+        keep = Keep("spread", least=least)
     sums = yield Kept(keep)
     shares = _shares_of(sums[:, 2])
     merged = keep if parameters["variant"] == "mergekit" else Keep()
@@ -622,10 +608,8 @@ def arcee_fusion(facts: Facts, parameters: Parameters) -> Steps:
     factors = tuple(divergences.tolist())
     last = facts.size - 1
     # Places in ascending order, as mergekit takes them; a rank counts from the largest.
-    places = {f"{share:g}": facts.size - int(share * last) for share in (0.25, 0.5, 0.75)}
-    wanted: dict[Any, Rank] = {(0, name): rank for name, rank in places.items()}
-    quantile = yield from _select("importance", wanted, facts, factors)
-    lower, median, upper = (quantile[0, name] for name in places)
+    wanted = tuple((0, facts.size - int(share * last)) for share in (0.25, 0.5, 0.75))
+    lower, median, upper = yield Ranked("importance", wanted, factors)
     least = median + 1.5 * (upper - lower)
     return Pointwise("fusion", (least,), np.array(factors), {"least_importance": least})
 
@@ -646,88 +630,6 @@ def _ram(rewards_alone: bool) -> Callable[[Facts, Parameters], Steps]:
     return steps
 
 
-# -- exact selection by counting
-
-Rank = int | Callable[[int], int]  # itself, or from how many scores are above 0
-
-
-def _bits(value: float) -> int:
-    return int(np.float64(value).view(np.int64))
-
-
-def _value(bits: int) -> float:
-    return float(np.int64(bits).view(np.float64))
-
-
-def _select(
-    kind: str,
-    wanted: Mapping[Any, Rank],
-    facts: Facts,
-    row_factors: tuple[float, ...] = (),
-) -> Generator[Measurement, Any, dict[Any, float]]:
-    """The scores at given ranks, counted from the largest, which has rank 1; infinity at rank 0.
-
-    `wanted` maps a model, or a pair beginning with one, to a rank. A sample says
-    where a score about lies; one count of the scores around there mostly finds it, and only the bins of a count that
-    hold several different scores are counted again. No sort, and no memory that grows with the tensor.
-    """
-    if not wanted:
-        return {}
-    models = tuple(sorted({_model_of(key) for key in wanted}))
-    samples = dict(zip(models, (yield Sample(kind, models, row_factors))))
-    brackets: dict[Any, tuple[int, int]] = {}
-    bounds: dict[Any, tuple[int, int]] = {}
-    found: dict[Any, float] = {}
-    for key, asked_rank in wanted.items():
-        bounds[key] = (0, LARGEST_BITS)
-        brackets[key] = _guess(samples[_model_of(key)], asked_rank)
-    while brackets:
-        keys = list(brackets)
-        asked = tuple(Bracket(_model_of(key), *brackets[key]) for key in keys)
-        for key, counted in zip(keys, (yield Count(kind, asked, row_factors))):
-            rank = _rank(wanted[key], counted.positive)
-            low, high = brackets.pop(key)
-            least, most = bounds[key]
-            from_top = counted.above + np.cumsum(counted.counts[::-1])
-            if rank == 0:
-                found[key] = math.inf
-            elif rank <= counted.above:
-                bounds[key] = brackets[key] = high + 1, most
-            elif rank > from_top[-1]:
-                bounds[key] = brackets[key] = least, low - 1
-            else:
-                bin = len(from_top) - 1 - int(np.searchsorted(from_top, rank))
-                ends = int(counted.smallest[bin]), int(counted.largest[bin])
-                if ends[0] == ends[1]:
-                    found[key] = _value(ends[0])
-                else:
-                    bounds[key] = brackets[key] = ends
-    return found
-
-
-def _model_of(key: Any) -> int:
-    return int(key[0] if isinstance(key, tuple) else key)
-
-
-def _rank(rank: Rank, positive: int) -> int:
-    return rank if isinstance(rank, int) else rank(positive)
-
-
-def _guess(sample: Floats, rank: Rank) -> tuple[int, int]:
-    """A bracket, in bits, that very likely holds the score at a rank."""
-    scores, stands_for = sample
-    size = stands_for.sum()
-    share = _rank(rank, round(float(stands_for[scores > 0].sum()))) / max(size, 1)
-    # Five standard errors; where neighbours are so much alike that this is too little, there is a second count.
-    margin = 5 * math.sqrt(max(share * (1 - share), 1e-6) / len(scores)) if size > len(scores) else 0.0
-    from_top = np.cumsum(stands_for[::-1]) / size
-    high_place, low_place = np.searchsorted(from_top, [share - margin, share + margin])
-    high = LARGEST_BITS if high_place == 0 else _bits(scores[len(scores) - 1 - int(high_place)])
-    low = 0 if low_place >= len(scores) else _bits(scores[len(scores) - 1 - int(low_place)])
-    return low, high
-
-
-_TRIM = {"weight": WEIGHT, "scale": SCALE}
 ELECTIONS = ("ties", "dare_ties", "della", "breadcrumbs_ties")
 
 

@@ -22,22 +22,32 @@ from typing import Any
 
 from consilience.errors import BackendError, ConfigError
 from consilience.run import write_json
-from consilience.weights.headers import INDEX, ITEM_BYTES, SINGLE, holds_checkpoint
+from consilience.weights.headers import INDEX, ITEM_BYTES, SINGLE
 
 PARTIAL = "merge.partial"
 JOURNAL = "journal.jsonl"
 
 
-def finished_by(out: Path, document: str, identity: str) -> dict[str, Any] | None:
-    """The JSON `document` of a checkpoint that is finished at `out` with that identity; what a kill left is removed."""
+def made_by(out: Path, document: str, identity: str) -> dict[str, Any] | None:
+    """The JSON `document` beside a checkpoint at `out` that was made with that identity, finished or not."""
     try:
         content: dict[str, Any] = json.loads((out / document).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(content, dict) or content.get("identity") != identity or not holds_checkpoint(out):
-        return None
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
-    return content
+    return content if isinstance(content, dict) and content.get("identity") == identity else None
+
+
+def is_finished(out: Path) -> bool:
+    """Whether all weights have their final names; then what a kill left is removed."""
+    try:
+        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        shards = set(index["weight_map"].values())
+    except (OSError, ValueError):
+        shards = {SINGLE}
+    finished = all((out / shard).is_file() for shard in shards)
+    if finished:
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    return finished
 
 
 @dataclass(frozen=True, slots=True)

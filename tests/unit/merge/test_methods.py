@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from consilience.errors import ConfigError
-from consilience.merge import compute
+from consilience.merge import blocks
 from consilience.merge.arrays import merge_arrays
 from consilience.merge.methods import MERGES, check_parameters
 
@@ -308,7 +308,7 @@ def test_parameters_that_cannot_be_used(method: str, given: dict[str, Any], mode
 
 
 def test_every_method_can_be_merged_with_its_defaults() -> None:
-    assert compute.CODES.keys() == compute.BUFFERS.keys()
+    assert blocks.CODES.keys() == blocks.BUFFERS.keys()
     for name, method in MERGES.items():
         needed = {"t": 0.5} if "t" in method.parameters else {}
         assert check_parameters(name, needed, method.models[0]).keys() == method.parameters.keys()
