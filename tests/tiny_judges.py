@@ -32,9 +32,10 @@ def _spread(model: Any) -> None:
     import torch
 
     with torch.no_grad():
-        for nth, parameter in enumerate(model.parameters()):
+        for nth, (name, parameter) in enumerate(model.named_parameters()):
             steps = torch.arange(parameter.numel(), dtype=torch.float64)
-            parameter.copy_((0.3 * torch.sin(steps * 1.7 + nth)).reshape(parameter.shape).float())
+            norm = float(parameter.ndim == 1 and name.endswith("weight"))
+            parameter.copy_((norm + 0.4 * torch.sin(steps * steps * 0.7 + nth)).reshape(parameter.shape).float())
 
 
 def save_reward_model(folder: Path) -> None:

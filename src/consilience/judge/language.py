@@ -180,5 +180,5 @@ def _why_unread(style: Style, answer: Answer) -> str:
     if style.top_logprobs is not None:
         return "neither of the two letters is among the likeliest tokens"
     if answer.status == Status.TRUNCATED:
-        return f"the judge had not come to a verdict after {style.max_tokens} tokens"
+        return f"no verdict after {style.max_tokens} tokens"
     return "no verdict in the judge's answer" if answer.text.strip() else "the judge's answer is empty"
