@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check
+.PHONY: install demo test test-servers check
 
 install: $(VENV)/installed
 
@@ -20,6 +20,11 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The client and the judges against transformers serve and llama.cpp, which is compiled first.
+test-servers: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-servers]'
+	$(BIN)/python -m pytest -m servers
 
 check: install
 	$(BIN)/ruff check .
