@@ -2,10 +2,12 @@
 
 Every tree has a row of one cache, allocated ahead; new nodes are the queries of one forward pass, and a mask shows
 each of them the slots of its own ancestors. This is transformers' public interface alone: a `Cache` whose `update`
-writes into slots, four-dimensional attention masks, explicit positions. A model that does not take these (recurrent
-layers, attention of its own) is noticed when it is loaded, and then reads whole texts again for every token.
+writes into slots, four-dimensional attention masks, explicit positions, a registered attention function. A model that
+does not take these (recurrent layers, attention of its own) is noticed when it is loaded, and then reads whole texts
+again for every token.
 
-Shapes: B trees (rows of the cache), N nodes of a tree in one pass, S slots, H heads, D size of a head, V vocabulary.
+Shapes: B trees (rows of the cache), N nodes of a tree in one pass, S slots, H heads of keys, G heads of queries to
+each, D size of a head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from consilience.errors import BackendError
 from consilience.models import ChatModel
@@ -26,6 +31,32 @@ from consilience.search.tree import UNSEEN, Node, Tree
 
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32
 GROWTH = 1.125  # of the cache: what is allocated and not used stays below an eighth
+
+
+ATTENTION = "consilience_tree"
+
+
+def tree_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, Any]:
+    """`sdpa`, except that query heads that share keys become further queries: `sdpa` would copy the whole cache."""
+    B, heads, N, _ = query.shape
+    H = key.shape[1]
+    if heads == H or attention_mask is None:
+        attended, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return attended, weights
+    found = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(B, H, heads // H * N, -1),
+        key,
+        value,
+        attn_mask=attention_mask.repeat(1, 1, heads // H, 1),
+        scale=settings.get("scaling"),
+    )
+    return found.reshape(B, heads, N, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, tree_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 @dataclass
@@ -120,12 +151,16 @@ class TreeModel:
         self.trees: list[Tree] = []  # by row of the cache
         self.masks = _mask_kinds(self.model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self._reset_cache()
+        if self.model.config.get_text_config()._attn_implementation == "sdpa":
+            self.model.set_attn_implementation(ATTENTION)
+        self.reset()
         self.cached = cached and self._agrees_with_plain_reading()
-        self._reset_cache()
-        self.counts = Counts()
+        self.reset()
 
-    def _reset_cache(self) -> None:
+    def reset(self) -> None:
+        """Forgets all trees, gives their memory back and counts anew."""
+        self.counts = Counts()
+        self.trees.clear()
         self.places = Places()
         layers = self.model.config.get_text_config().num_hidden_layers
         self.cache = Cache(layers=[SlotLayer(self.places) for _ in range(layers)])
@@ -181,14 +216,17 @@ class TreeModel:
     def forward(self, wanted: Sequence[tuple[Tree, Sequence[Node]]]) -> Tensor:
         """The logits [sum of N, V] after each of the nodes, in float32; a node's ancestors are read or among them.
 
-        A node that has been read before may be asked for again. Raises `BackendError` when the model answers NaN.
+        A node that has been read before may be asked for again. NaN is for the caller to find (`refuse_nan`), who
+        looks at every number anyway.
         """
-        logits = self._read_cached(wanted) if self.cached else self._read_plainly(wanted)
-        if torch.isnan(logits).any():
+        return self._read_cached(wanted) if self.cached else self._read_plainly(wanted)
+
+    def refuse_nan(self, numbers: Tensor) -> None:
+        """Raises `BackendError` when there is NaN among numbers that follow from this model's logits."""
+        if bool(torch.isnan(numbers).any()):
             raise BackendError(
                 f"model {self.chat_model.name} answers NaN. Its weights may be damaged, or need another --dtype."
             )
-        return logits
 
     def _read_cached(self, wanted: Sequence[tuple[Tree, Sequence[Node]]]) -> Tensor:
         for tree, nodes in wanted:
@@ -225,6 +263,8 @@ class TreeModel:
         masks = self._attention_mask(visible_BNS, depth_BN, depth_BS)
         logits_BNV = self._run(torch.from_numpy(ids_BN), torch.from_numpy(depth_BN), masks)
         self._count(begin, B * N - begin)
+        if begin == B * N and rows == sorted(rows):
+            return logits_BNV.flatten(0, 1).float()
         # Back into the order of `wanted`, without the padding.
         at = np.empty(begin, np.int64)
         at[order[real_BN]] = np.flatnonzero(real_BN)

@@ -56,8 +56,11 @@ class Side:
                 f"{self.context}. Shorten the prompt, or take a guide with a longer context."
             )
         tree, logits_V = self.model.plant(ids)
-        after_prompt_V = (logits_V / self.temperature).log_softmax(-1)
+        after_prompt_V = self._cooled(logits_V).log_softmax(-1)
         return Reading(tree, after_prompt_V, Retokenizer(self.tokenizer, ids, whole=whole), len(ids))
+
+    def _cooled(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def read(self, asked: Sequence[tuple[Reading, Sequence[Node]]]) -> None:
         """Sets `logprob` of new nodes, given parents first, by reading each parent once."""
@@ -76,8 +79,9 @@ class Side:
             if parents:
                 wanted.append((reading.tree, list(parents)))
         for block in _blocks(wanted, LOGITS_HELD // self.model.chat_model.vocabulary_size):
-            logits_NV = self.model.forward(block) / self.temperature
+            logits_NV = self._cooled(self.model.forward(block))
             norm_N = logits_NV.logsumexp(-1)
+            self.model.refuse_nan(norm_N)
             read = [node for _, nodes in block for node in nodes]
             rows, tokens = zip(*((n, child.token) for n, node in enumerate(read) for child in children[node]))
             at = list(rows)

@@ -191,6 +191,7 @@ class LargeModel:
                 alike.setdefault((settings.temperature, settings.top_k, settings.top_p), []).append((opened, rows))
         for (temperature, top_k, top_p), several in alike.items():
             kept = keep_likely(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
+            self.models[0].refuse_nan(kept.probs_NJ)
             uniforms = np.concatenate([opened.rng.random(len(rows)) for opened, rows in several])
             tokens = iter(draw(kept, [at.get(row.nodes[0], 0) for _, rows in several for row in rows], uniforms))
             for opened, rows in several:
@@ -253,7 +254,7 @@ class LargeModel:
 def _published_draw(opened: Opened, logits_NV: Tensor, at: Sequence[int]) -> list[int]:
     """`torch.multinomial` over all rows at once, as the published code draws after `torch.manual_seed(seed)`."""
     settings = opened.settings
-    logits_NV = TemperatureLogitsWarper(settings.temperature)(None, logits_NV)
+    logits_NV = TemperatureLogitsWarper(settings.temperature)(None, logits_NV)  # as published, over the vocabulary
     if settings.top_k:
         logits_NV = TopKLogitsWarper(settings.top_k)(None, logits_NV)
     if settings.top_p < 1:

@@ -65,8 +65,8 @@ def keep_likely(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: flo
         top = logits_NV.argmax(-1, keepdim=True)
         return Kept(top, torch.ones_like(top, dtype=torch.float32))
     kept = logits_NV.shape[-1] if top_k == 0 else min(top_k, logits_NV.shape[-1])
-    logits_NJ, ids_NJ = (logits_NV.float() / temperature).topk(kept, dim=-1)
-    probs_NJ = logits_NJ.softmax(-1)
+    logits_NJ, ids_NJ = logits_NV.topk(kept, dim=-1)
+    probs_NJ = (logits_NJ.float() / temperature).softmax(-1)
     if top_p < 1:
         before = probs_NJ.cumsum(-1) - probs_NJ
         probs_NJ = probs_NJ.masked_fill(before >= top_p, 0)  # the first one always stays
