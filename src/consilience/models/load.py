@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from consilience.errors import BackendError, pick
+from consilience.weights import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REACHABLE = "Expected a local Hugging Face folder or a hub name that this machine can reach."
@@ -47,15 +50,25 @@ def load_model(
     dtype: str = "float32",
     code: bool = False,
     place: bool = True,
+    spread: bool = False,
+    bits: int | None = None,
     tokenizer: Any = None,
 ) -> ChatModel:
     """The chat model at `path` in evaluation mode, on the GPU where there is one; on the CPU unless `place`.
 
-    `code` allows the checkpoint's own Python code to run; a `tokenizer` that is loaded already is not loaded again.
-    Raises `BackendError` when it cannot be loaded, or lacks weights (which transformers would draw at random).
+    `spread` puts its layers over all GPUs, the CPU and the disk, as they fit; `bits` (4 or 8) quantises its linear
+    layers by bitsandbytes. `code` allows the checkpoint's own Python code to run; a `tokenizer` that is loaded already
+    is not loaded again. Raises `BackendError` when it cannot be loaded, lacks weights (which transformers would draw
+    at random), or is too large for the GPU.
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(path, code=code)
+    on_gpu = place and torch.cuda.is_available()
+    if on_gpu and not spread and not bits:
+        refuse_too_large(path, dtype, torch.cuda.mem_get_info()[0])
+    placed: dict[str, Any] = {"device_map": "auto"} if spread or bits else {}
+    if bits:
+        placed["quantization_config"] = _quantised(bits)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -65,6 +78,7 @@ def load_model(
             use_safetensors=True,  # pickled weights can run code
             ignore_mismatched_sizes=True,  # refused below, with the tensor's name
             output_loading_info=True,
+            **placed,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _cannot_load("model", path, error) from error
@@ -75,9 +89,42 @@ def load_model(
             f"cannot load the model {str(path)!r}: of its weights {len(unfit)} are missing or have another shape than "
             f"config.json says, {unfit[0]} among them. Get the model's files again."
         )
-    if place and torch.cuda.is_available():
+    if on_gpu and not placed:
         model.to("cuda")
     return ChatModel(name or str(path), model.eval(), tokenizer)
+
+
+def refuse_too_large(path: str | Path, dtype: str, free_bytes: int) -> None:
+    """Raises `BackendError` when the weights of the checkpoint at `path` take more than `free_bytes` as `dtype`."""
+    if not _is_local(path):
+        return
+    sizes = [math.prod(shape) for shape in Checkpoint(Path(path)).shapes.values()]
+    numbers = sum(sizes)
+    needed = numbers * DTYPES[dtype].itemsize
+    if needed <= free_bytes:
+        return
+    smaller = {"bfloat16": 2 * numbers, "8 bits": numbers, "4 bits": numbers // 2}
+    fits = [f"{name} ({_gb(size)})" for name, size in smaller.items() if size <= free_bytes and size < needed]
+    would_fit = ", ".join(fits) or f"a model of {free_bytes / 2e9:.0f} billion parameters in bfloat16"
+    raise BackendError(
+        f"the weights of {str(path)!r} take {_gb(needed)} in {dtype}, and {_gb(free_bytes)} are free on the GPU. "
+        f"What would fit: {would_fit}; or its layers over all GPUs and the CPU (--set represent.spread=true)."
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.0f} GB"
+
+
+def _quantised(bits: int) -> Any:
+    """Settings of bitsandbytes for 4 (NF4, arXiv 2305.14314) or 8 bits (arXiv 2208.07339)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackendError(f"{bits} bits need the package bitsandbytes: pip install bitsandbytes.")
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:

@@ -212,7 +212,7 @@ class _Fusion:
             render_prompt(self._tokenizer(name), [Message("user", "Hello")])
             refuse_top_k(self.recipe.represent, name, vocabulary_size(path, code=self.recipe.trust_remote_code))
 
-    def _load(self, name: str, dtype: str = "float32", *, place: bool = True) -> ChatModel:
+    def _load(self, name: str, dtype: str = "float32", *, place: bool = True, **placed: Any) -> ChatModel:
         """The model called `name`. What the models before it held is given back first: two may not fit together."""
         gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
         if torch.cuda.is_available():
@@ -224,6 +224,7 @@ class _Fusion:
             code=self.recipe.trust_remote_code,
             place=place,
             tokenizer=self._tokenizer(name),
+            **placed,
         )
 
     def _tokenizer(self, name: str) -> Any:
@@ -254,7 +255,7 @@ class _Fusion:
 
         def make(folder: Path) -> None:
             represent(
-                self._load(name, settings.dtype),
+                self._load(name, settings.dtype, spread=settings.spread, bits=settings.bits),
                 self.train_chats,
                 settings,
                 folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -53,6 +54,9 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     save_steps: int = Field(200, ge=1)
     log_steps: int = Field(10, ge=1)
+    report_to: tuple[str, ...] = Field(
+        (), description="tensorboard, wandb, mlflow, ...: what transformers can report to"
+    )
     lora: LoraSettings | None = None
 
     @model_validator(mode="after")
@@ -127,6 +131,9 @@ def finish(folder: Path) -> None:
 
 def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: int) -> TrainingArguments:
     at_once = conversations_at_once(settings)
+    missing = [name for name in settings.report_to if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"train.report_to: the package {missing[0]} is not installed. Install it, or leave it out.")
     steps = math.ceil(examples / settings.batch_size) * settings.epochs
     if settings.max_steps > 0:
         steps = min(steps, settings.max_steps)
@@ -155,7 +162,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
-        report_to=[],
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         **checkpointing,
     )

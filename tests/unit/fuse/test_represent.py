@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from consilience.errors import ConfigError
+from consilience.errors import ConfigError, DataError
 from consilience.fuse import Representation, RepresentSettings, represent
 from consilience.models import load_model
 from consilience.records import Conversation, read_conversations
@@ -92,3 +92,19 @@ def test_conversations_that_are_cut_are_named(world: Path, chats: list[Conversat
 def test_more_candidates_than_tokens_are_refused(world: Path, chats: list[Conversation], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"top_k is 999.*vocabulary of \d+"):
         made(world, "wren", chats, tmp_path / "wren", top_k=999)
+
+
+def test_a_damaged_shard_is_named(world: Path, chats: list[Conversation], tmp_path: Path) -> None:
+    representation = made(world, "wren", chats, tmp_path / "wren")
+    path = tmp_path / "wren" / "shard-00001.safetensors"
+    stored = path.read_bytes()
+    path.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+    representation.shard(0)
+    with pytest.raises(DataError, match=r"shard-00001.safetensors is damaged.* Remove .*wren, then"):
+        representation.shard(1)
+
+
+def test_float16_moves_a_log_probability_by_at_most_a_2048th() -> None:
+    # Half precision has ten stored bits of fraction (IEEE 754): half a unit in the last place is 2^-11 of the number.
+    logprobs = -np.geomspace(1e-4, 100, 10_000, dtype=np.float32)
+    assert (np.abs(logprobs.astype(np.float16).astype(np.float32) - logprobs) <= -logprobs / 2048).all()

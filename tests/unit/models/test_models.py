@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from consilience.errors import BackendError
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, score_replies
+from consilience.models.load import refuse_too_large
 from consilience.models.score import _likeliest
 
 NAMES = ["pivot", "wren", "finch"]
@@ -127,6 +128,27 @@ def test_replies_stop_where_the_models_positions_do(world: Path) -> None:
         out = chat_model.model.generate(torch.tensor(prompts[index][None].astype(np.int64)), max_new_tokens=new,
                                         do_sample=False, pad_token_id=0)  # fmt: skip
         assert replies[index][0] == tokenizer.decode(out[0, len(prompts[index]) :], skip_special_tokens=True)
+
+
+def test_a_model_too_large_for_the_gpu_is_refused_with_what_fits(world: Path) -> None:
+    numbers = sum(tensor.numel() for tensor in AutoModelForCausalLM.from_pretrained(world / "pivot").parameters())
+    refuse_too_large(world / "pivot", "float32", 4 * numbers)
+    with pytest.raises(BackendError, match=r"What would fit: bfloat16 \(0 GB\), 8 bits \(0 GB\), 4 bits \(0 GB\); or"):
+        refuse_too_large(world / "pivot", "float32", 4 * numbers - 1)
+    with pytest.raises(BackendError, match="a model of 0 billion parameters in bfloat16"):
+        refuse_too_large(world / "pivot", "bfloat16", numbers // 2 - 1)
+
+
+def test_quantised_models_need_bitsandbytes(world: Path) -> None:
+    with pytest.raises(BackendError, match="need the package bitsandbytes"):
+        load_model(world / "pivot", bits=4)
+
+
+def test_a_spread_model_scores_alike(world: Path) -> None:
+    ids = [np.arange(3, 9, dtype=np.int32)]
+    one, spread = (load_model(world / "pivot", spread=spread) for spread in (False, True))
+    (_, here), (_, there) = (next(score_replies(model, ids, [np.arange(1, 6)], top_k=3)) for model in (one, spread))
+    assert np.array_equal(here.logprobs_NK, there.logprobs_NK)
 
 
 @pytest.mark.parametrize("vocabulary", [640, 129, 1000, 5000])
