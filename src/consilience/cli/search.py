@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,27 @@ def search(
     beta: Annotated[float, typer.Option(help="Of eft: the weight of the pair's logits.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts under way at once; changes no reply.")] = 8,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="MODEL is behind this OpenAI-compatible server (.../v1).")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the server's API key.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --endpoint: MODEL's, to continue replies by /completions.")
+    ] = None,
+    continue_by: Annotated[
+        str, typer.Option(help="With --endpoint: auto | completions | continue_final_message | prefix.")
+    ] = "auto",
+    concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: requests at once.")] = 8,
+    price: Annotated[
+        str | None, typer.Option(metavar="IN:OUT", help="With --endpoint: of a million tokens, for the estimate.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="With --price: spend no more money than this.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="With --endpoint: use no more tokens than this.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --endpoint: print what it may cost, and stop.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Search only the first so many prompts.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16 | float16")] = "float32",
     raw: Annotated[bool, typer.Option("--raw", help="Prompts are plain text to go on with: no chat template.")] = False,
@@ -52,9 +74,11 @@ def search(
         "mode": mode,
         "beta": beta,
     }
+    server = _server(endpoint, model, api_key_env, concurrency, price, budget, budget_tokens)
     with watching() as on_progress:
         from consilience.config import parse
-        from consilience.pipelines.search import SearchJob, search_file
+        from consilience.models.endpoint import EndpointSettings
+        from consilience.pipelines.search import SearchJob, estimate_file, search_file
         from consilience.search import SearchSettings
 
         job = SearchJob(
@@ -70,9 +94,45 @@ def search(
             dtype=dtype,
             raw=raw,
             trust_remote_code=trust_remote_code,
+            endpoint=parse(server, EndpointSettings, where="--endpoint") if server else None,
+            tokenizer=tokenizer,
+            continue_by=continue_by,
         )
-        result = search_file(job, on_progress=on_progress)
+        if dry_run:
+            print(estimate_file(job))
+            return
+        result = search_file(job, on_progress=on_progress, on_note=_note)
     print(json.dumps(result) if as_json else _lines(result))
+
+
+def _server(
+    endpoint: str | None,
+    model: str,
+    api_key_env: str | None,
+    concurrency: int,
+    price: str | None,
+    budget: float | None,
+    budget_tokens: int | None,
+) -> dict[str, Any] | None:
+    """The settings of the server, as a recipe has them."""
+    if endpoint is None:
+        if any(option is not None for option in (api_key_env, price, budget, budget_tokens)):
+            raise ConfigError("--api-key-env, --price, --budget and --budget-tokens are for a model behind --endpoint.")
+        return None
+    settings: dict[str, Any] = {"url": endpoint, "model": model, "api_key_env": api_key_env, "concurrency": concurrency}
+    if price is not None:
+        prices = price.split(":")
+        try:
+            settings["price"] = dict(zip(("input", "output"), map(float, prices), strict=True))
+        except ValueError:
+            raise ConfigError(f"--price {price!r}: expected IN:OUT, such as 0.5:1.5, of a million tokens.") from None
+    if budget is not None or budget_tokens is not None:
+        settings["budget"] = {"money": budget, "tokens": budget_tokens}
+    return settings
+
+
+def _note(note: str) -> None:
+    print(f"search: {note}", file=sys.stderr, flush=True)
 
 
 def _pair(guide: str | None) -> tuple[str, str] | None:
@@ -89,5 +149,6 @@ def _lines(result: dict[str, Any]) -> str:
     score = "" if result["mean_score"] is None else f"\nscore    {result['mean_score']:.3f} nats on average"
     slow = [name for name, cached in result.get("cached", {}).items() if not cached]
     note = f"\nnote     no prefix cache for {', '.join(slow)}: its texts are read anew for every token" if slow else ""
+    note += f"\nspent    {result['spent']}" if "spent" in result else ""
     counted = f"prompts  {result['prompts']} ({result['searched']} searched now): {status}"
     return f"{counted}{score}{note}\nreplies  {result['out']}"

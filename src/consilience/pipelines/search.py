@@ -14,14 +14,18 @@ from typing import IO, Any
 
 from consilience.config import flatten
 from consilience.errors import ConfigError, DataError, pick
-from consilience.models import load_model
+from consilience.models import load_model, load_tokenizer
+from consilience.models.endpoint import Endpoint, EndpointSettings, Status
 from consilience.pipelines.recipe import Places
 from consilience.records import Message, messages_of, read_rows, write_jsonl
 from consilience.run import fingerprint, write_json
-from consilience.search import METHODS, Models, Prompt, Result, SearchSettings, TreeModel, search
+from consilience.search import METHODS, Guide, Models, Prompt, Result, Search, SearchSettings, TreeModel, search
+from consilience.search.blackbox import BLACK_BOX, EndpointModel, cost_of
+from consilience.search.chunks import NoReply
 
 OnProgress = Callable[[str, int, int], None]
 REFUSED = "refused"
+ASKED_AGAIN = {str(Status.API_ERROR), str(Status.OVER_BUDGET)}  # a reply may come another time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +44,44 @@ class SearchJob:
     dtype: str = "float32"
     raw: bool = False
     trust_remote_code: bool = False
+    endpoint: EndpointSettings | None = None  # the large model is behind it
+    tokenizer: str | None = None  # the large model's, where it is behind an endpoint
+    continue_by: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.endpoint and self.method not in BLACK_BOX:
+            methods = ", ".join(BLACK_BOX)
+            raise ConfigError(
+                f"--method {self.method} needs the large model itself. With an endpoint there are: {methods}."
+            )
+        if self.endpoint and self.settings.mode == "published":
+            raise ConfigError("--mode published draws its tokens itself. Leave it out, or search a local model.")
+        if self.endpoint is None and (self.tokenizer or self.continue_by != "auto"):
+            raise ConfigError("--tokenizer and --continue-by are for a model behind --endpoint.")
 
     def outcome(self) -> dict[str, Any]:
         """What decides the replies, as it is kept beside them."""
-        names = {"large": self.model} | (dict(zip(("tuned", "untuned"), self.guide)) if self.guide else {})
+        names = dict(zip(("tuned", "untuned"), self.guide)) if self.guide else {}
+        names |= {"tokenizer": self.tokenizer} if self.tokenizer else {}
+        names |= {} if self.endpoint else {"large": self.model}
         places = Places(Path(), Path())
         models = {name: fingerprint(places.model(path)) for name, path in names.items()}
+        if self.endpoint:
+            models |= {"large": f"{self.endpoint.model} at {self.endpoint.url}", "continue_by": self.continue_by}
         settings = self.settings.model_dump(mode="json")
         return {"method": self.method, "seed": self.seed, "raw": self.raw, "dtype": self.dtype} | settings | models
 
 
-def search_file(job: SearchJob, *, on_progress: OnProgress = lambda what, done, total: None) -> dict[str, Any]:
+def search_file(
+    job: SearchJob,
+    *,
+    on_progress: OnProgress = lambda what, done, total: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
     """Searches a reply for every prompt of a file, and returns how many ended in which way.
+
+    `on_note` is told what a search behind an endpoint may cost before it starts, and what the server does otherwise
+    than asked.
 
     `job.out` holds a line per prompt, in their order; `<out>.settings.json` what decided them. What is there is not
     searched again. Raises `ConfigError` when it was made with other settings or models, and nothing is overwritten.
@@ -63,18 +93,17 @@ def search_file(job: SearchJob, *, on_progress: OnProgress = lambda what, done, 
         missing = [prompt for prompt in prompts if prompt.id not in found]
         counts: dict[str, Any] = {}
         if missing:
-            models = _load(job)
-            searches, settings = METHODS[job.method](models, job.settings)
             on_progress("search", len(prompts) - len(missing), len(prompts))
             by_id = {prompt.id: prompt for prompt in missing}
-            for result in search(searches, missing, settings, batch=job.batch):
-                row = _row(by_id[result.id], result) if isinstance(result, Result) else _refusal(*result)
-                found[row["id"]] = row
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                on_progress("search", sum(prompt.id in found for prompt in prompts), len(prompts))
-            counts = _counts(models)
+            with _made(job, missing, on_note) as (searches, settings, counted):
+                for result in search(searches, missing, settings, batch=job.batch):
+                    row = _row(by_id[result.id], result) if isinstance(result, Result) else _refusal(*result)
+                    found[row["id"]] = row
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    on_progress("search", sum(prompt.id in found for prompt in prompts), len(prompts))
+                counts = counted()
         _put_in_order(job.out, prompts, found)
     return _summary(job, prompts, found, len(missing)) | counts
 
@@ -110,18 +139,58 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     return messages
 
 
-def _load(job: SearchJob) -> Models:
-    places = Places(Path(), Path())
+Made = tuple[Search, SearchSettings, Callable[[], dict[str, Any]]]
 
-    def tree_model(path: str, name: str) -> TreeModel:
-        folder = places.model(path)
-        return TreeModel(load_model(folder, name=name, dtype=job.dtype, code=job.trust_remote_code))
 
-    large = tree_model(job.model, job.model)
-    if job.guide is None or job.method == "sample":
-        return Models(large, raw=job.raw)
-    tuned, untuned = (tree_model(path, path) for path in job.guide)
-    return Models(large, tuned, untuned, raw=job.raw)
+@contextlib.contextmanager
+def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], None]) -> Iterator[Made]:
+    """The search, its settings, and what it counted when it is over."""
+    pair = [_load(job, path) for path in job.guide] if job.guide and job.method != "sample" else []
+    if job.endpoint is None:
+        models = Models(_load(job, job.model), **dict(zip(("tuned", "untuned"), pair)), raw=job.raw)
+        yield *METHODS[job.method](models, job.settings), lambda: _counts(models)
+        return
+    tokenizer = load_tokenizer(job.tokenizer, code=job.trust_remote_code) if job.tokenizer else None
+    settings = BLACK_BOX[job.method](job.settings)
+    on_note(_estimated(job.endpoint, settings, prompts, tokenizer))
+    guide = (
+        Guide(*pair, raw=job.raw, temperature=settings.guide_temperature, per_token=settings.per_token)
+        if pair
+        else None
+    )
+    with Endpoint(job.endpoint, cache=job.out.with_name(job.out.name + ".answers.sqlite"), on_note=on_note) as endpoint:
+        large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by)
+        yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": endpoint.notes}
+
+
+def estimate_file(job: SearchJob) -> str:
+    """What `search_file` of a job behind an endpoint may cost; nobody is asked anything. Raises `ConfigError`."""
+    if job.endpoint is None:
+        raise ConfigError("--dry-run tells what a server is asked for. Give --endpoint.")
+    tokenizer = load_tokenizer(job.tokenizer, code=job.trust_remote_code) if job.tokenizer else None
+    prompts = read_prompts(job.prompts, seed=job.seed, limit=job.limit)
+    return _estimated(job.endpoint, BLACK_BOX[job.method](job.settings), prompts, tokenizer)
+
+
+def _estimated(endpoint: EndpointSettings, settings: SearchSettings, prompts: Sequence[Prompt], tokenizer: Any) -> str:
+    """A sentence. Without the large model's tokenizer a token of a prompt is taken for four bytes."""
+    texts = ["".join(message.content for message in prompt.messages) for prompt in prompts]
+    tokens = [len(tokenizer(text)["input_ids"]) if tokenizer else len(text.encode()) // 4 + 1 for text in texts]
+    cost = cost_of(settings, tokens)
+    price = endpoint.price
+    money = (
+        f", {(price.input * cost.input_tokens + price.output * cost.output_tokens) / 1e6:.4g} in money" if price else ""
+    )
+    about = "" if tokenizer else " (at about four bytes to a token of the prompts)"
+    return (
+        f"at most {cost.calls:,} calls in {cost.rounds} rounds, {cost.input_tokens:,} tokens in, "
+        f"{cost.output_tokens:,} out{money}{about}; replies that end early cost less"
+    )
+
+
+def _load(job: SearchJob, path: str) -> TreeModel:
+    folder = Places(Path(), Path()).model(path)
+    return TreeModel(load_model(folder, name=path, dtype=job.dtype, code=job.trust_remote_code))
 
 
 @contextlib.contextmanager
@@ -169,6 +238,8 @@ def _whole_lines(file: IO[str]) -> dict[str, dict[str, Any]]:
         row = json.loads(line)
         found[row["id"]] = row
         end = file.tell()
+    for id_ in [id_ for id_, row in found.items() if row["status"] in ASKED_AGAIN]:
+        del found[id_]
     file.truncate(end)
     file.seek(0, os.SEEK_END)
     return found
@@ -207,8 +278,9 @@ def _rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 4)
 
 
-def _refusal(prompt: Prompt, error: DataError) -> dict[str, Any]:
-    return {"id": prompt.id, "messages": _turns(prompt), "status": REFUSED, "why": str(error)}
+def _refusal(prompt: Prompt, error: DataError | NoReply) -> dict[str, Any]:
+    status = error.status if isinstance(error, NoReply) else REFUSED
+    return {"id": prompt.id, "messages": _turns(prompt), "status": status, "why": str(error)}
 
 
 def _put_in_order(out: Path, prompts: Sequence[Prompt], found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,11 +12,11 @@ Sample continuations of the hypotheses from the large model, score them by the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from consilience.errors import ConfigError, ConsilienceError, DataError
+from consilience.errors import BackendError, ConfigError, ConsilienceError, DataError
 from consilience.search.guide import Guide
 from consilience.search.sampling import Wanted
 from consilience.search.selection import common_prefix, select, select_published
@@ -24,12 +24,28 @@ from consilience.search.settings import Hypothesis, Prompt, Reply, Result, Searc
 from consilience.search.texts import UNFINISHED
 
 
+class NoReply(BackendError):
+    """The server of a large model gave no continuation; `status` is its answer's."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Unanswered(Exception):
+    """No continuations for some of the prompts, by id. `advance` may be called again once they are cancelled."""
+
+    def __init__(self, prompts: Mapping[str, NoReply]) -> None:
+        super().__init__(", ".join(prompts))
+        self.prompts = prompts
+
+
 class Proposer(Protocol):
     """A large model as a search sees it: `sampling.LargeModel` here, or one behind an endpoint.
 
     `open` returns what the proposer needs to remember of a prompt, with `prompt_tokens`; `root` the empty reply;
     `extend` the sampled continuations of each `Wanted`, in the order of its parents, finished parents as they are.
-    Hypotheses without `ids` are compared, committed and scored by their `text`.
+    Hypotheses without `ids` are compared, committed and scored by their `text`. `extend` may raise `Unanswered`.
     """
 
     speaks: bool  # whether hypotheses shall have a text
@@ -92,7 +108,10 @@ class Search:
                 self.guide.close(one.guided)
 
     def advance(self) -> list[Update]:
-        """One chunk for every prompt under way: what is settled then, and the results of those that are over."""
+        """One chunk for every prompt under way: what is settled then, and the results of those that are over.
+
+        Raises `Unanswered` where the large model is a server's; then nothing has changed.
+        """
         searches = list(self.under_way.values())
         candidates = self.large.extend([Wanted(one.opened, _rows(one), one.settings.chunk) for one in searches])
         if self.guide:
@@ -148,8 +167,8 @@ class Search:
 
 def search(
     searches: Search, prompts: Iterable[Prompt], settings: SearchSettings, *, batch: int = 8
-) -> Iterator[Result | tuple[Prompt, DataError]]:
-    """The results as they are ready, at most `batch` prompts under way; or a prompt and why it cannot be read."""
+) -> Iterator[Result | tuple[Prompt, DataError | NoReply]]:
+    """The results as they are ready, at most `batch` prompts under way; or a prompt and why there is none."""
     waiting = iter(prompts)
     more = True
     while more or searches.under_way:
@@ -163,7 +182,15 @@ def search(
             except DataError as error:
                 yield prompt, error
         if searches.under_way:
-            yield from (update.result for update in searches.advance() if update.result)
+            try:
+                updates = searches.advance()
+            except Unanswered as unanswered:
+                lost = [(searches.under_way[id_].prompt, why) for id_, why in unanswered.prompts.items()]
+                for prompt, _ in lost:
+                    searches.cancel(prompt.id)
+                yield from lost
+                continue
+            yield from (update.result for update in updates if update.result)
 
 
 def _rows(one: _UnderWay) -> list[Hypothesis]:
