@@ -353,6 +353,13 @@ def test_help_holds_the_focus_and_single_keys_can_be_off(
         tab.get_by_role("radio", name="sad").check()
         press(tab, "Enter")
         assert list(stored(folder, "anna").values()) == ["sad"]
+        tab.click("#help-open")
+        tab.get_by_label("Single keys choose labels").check()
+        tab.get_by_label("Go to the next text as soon").check()
+        tab.keyboard.press("Escape")
+        tab.keyboard.press("1")
+        until(tab, "document.getElementById('place').textContent === 'Note 3'")
+        assert list(stored(folder, "anna").values()) == ["sad", "glad"]
 
 
 def test_at_400_per_cent_on_a_phone_and_without_motion(

@@ -34,7 +34,7 @@ from consilience.serve.server import bind
 
 PAGE = Path(__file__).parent / "coding_page"
 FILES = ("index.html", "coding.css", "coding.js")
-LETTERS = "abcdfghiklmopqrstvwyz"  # of labels beyond the ninth; e, j, n, u and x do something else
+LETTERS = "abcdfghijklmopqrstvwyz"  # of labels beyond the ninth; e, n, u and x do something else
 LARGEST_BODY = 1 << 20
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,23 @@ def test_files_that_are_no_sample(tmp_path: Path) -> None:
     (tmp_path / "gold.sqlite").write_text("not a database at all, but long enough to look" * 20)
     with pytest.raises(DataError, match="is not a gold sample"):
         GoldStore(tmp_path / "gold.sqlite")
+
+
+def test_coders_at_once_share_the_texts_without_coding_one_too_often(tmp_path: Path) -> None:
+    store = gold_store(tmp_path, texts=gold_texts(24, twice=8))
+    for name in ("carla", "dora"):
+        store.add_coder(name)
+
+    def work(coder: str) -> None:
+        with GoldStore(tmp_path / "gold.sqlite") as own:
+            while (item := own.next_for(coder)) is not None:
+                code(own, coder, item, "glad")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(work, store.coders())] == [None] * 4
+    assert {item: len(found) for item, found in store.codings().items()} == {
+        f"t{i}": 2 if i < 8 else 1 for i in range(24)
+    }
 
 
 def test_a_killed_process_loses_no_coding(tmp_path: Path) -> None:

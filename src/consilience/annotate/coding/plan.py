@@ -6,6 +6,7 @@ The corpus is read twice, row by row: once for what decides the draw, once for t
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -193,7 +194,7 @@ def _read_frame(corpus: Corpus, design: GoldDesign, never: Collection[str]) -> _
         where = f"{corpus.path}, row {frame.rows}"
         rest = list(cells)
         if corpus.cluster:
-            cluster = _filled(rest.pop(0), f"{where}: no cluster ({corpus.cluster})")
+            cluster = sys.intern(_filled(rest.pop(0), f"{where}: no cluster ({corpus.cluster})"))
             frame.all_clusters.setdefault(cluster, len(frame.all_clusters))
         if not text.strip():
             frame.left_out["empty"] += 1
@@ -206,7 +207,7 @@ def _read_frame(corpus: Corpus, design: GoldDesign, never: Collection[str]) -> _
         if corpus.cluster:
             frame.clusters.append(cluster)
         if design.stratify:
-            frame.labels.append(text_of(rest.pop(0)).strip() or "(none)")
+            frame.labels.append(sys.intern(text_of(rest.pop(0)).strip() or "(none)"))
         if design.confidence:
             frame.confidences.append(_number(rest.pop(0), f"{where}, column {design.confidence}"))
         if model_labels is not None:

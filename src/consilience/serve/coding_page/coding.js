@@ -59,13 +59,13 @@ function trouble(text) {
 
 // -- sending: in order, kept in the browser until the server has it ----------------------------------------------------
 
-let pending = JSON.parse(localStorage.getItem(PENDING) ?? "[]")
+let pending = JSON.parse(sessionStorage.getItem(PENDING) ?? "[]") // of this tab: another may be another coder's
 let sent = null // the last coding that the server took: {key, id}
 let sending = null
 
 function keep() {
-  if (pending.length) localStorage.setItem(PENDING, JSON.stringify(pending))
-  else localStorage.removeItem(PENDING)
+  if (pending.length) sessionStorage.setItem(PENDING, JSON.stringify(pending))
+  else sessionStorage.removeItem(PENDING)
 }
 
 function send(coding) {
@@ -507,7 +507,7 @@ document.addEventListener("keydown", event => {
   const one = book.labels.find(one => one.key === small)
   if (book.level === "interval" && /^[0-9.,]$/.test(key)) { at("number").focus(); return }
   if (one) { event.preventDefault(); return press(one) }
-  const does = {u: () => act(undo), n: () => at("note").focus(), e: examples, j: () => act(forward), "?": help,
+  const does = {u: () => act(undo), n: () => at("note").focus(), e: examples, "?": help,
     [UNCLEAR_KEY]: () => code(answer.status === "unclear" ? "open" : "unclear", null),
     [NONE_KEY]: none, 1: () => book.level === "span" && !book.labels.length && markSelection(book.variable)}[small]
   if (does) { event.preventDefault(); does() }
