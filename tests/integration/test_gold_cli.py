@@ -139,6 +139,15 @@ def test_the_recipe_says_where_the_texts_are(consilience: Consilience, project: 
     assert "n3" not in {row["id"] for row in gold_rows(project)}
 
 
+def test_strata_of_label_and_confidence(consilience: Consilience, project: Path) -> None:
+    found = consilience(*plan_words(project, "--n", 20, "--confidence", "sure", "--json")).json["strata"]
+    # n0, n4, ... of ZUNFT have a confidence of 0, 0.4, 0.8, 0.2 and 0.6, twice each; the median is 0.4.
+    assert {name: row["corpus"] for name, row in found.items() if name.startswith("ZUNFT")} == {
+        "ZUNFT, confidence 0 to 0.4": 4,
+        "ZUNFT, confidence 0.4 to 0.8": 6,
+    }
+
+
 def test_empty_texts_and_examples_are_never_drawn(consilience: Consilience, project: Path) -> None:
     rows = list(csv.reader((project / "notes.csv").open()))
     rows[1][1], rows[2][1] = "  ", "Thank you all,  best day!"
@@ -172,6 +181,8 @@ def test_a_width_says_how_many(consilience: Consilience, project: Path) -> None:
         (["--n", 12, "--id", "author"], "row 9: the identifier (author) is 'author 0' a second time"),
         (["--n", 12, "--stratify", "model", "--confidence", "text", "--bins", 2], "row 1, column text: 'Note 0"),
         (["--n", 12, "--confidence", "sure"], "--confidence divides the strata of --stratify"),
+        (["--n", 12, "--stratify", "model", "--bins", 2], "--bins is 2; expected 2 or more with --confidence"),
+        (["--width", 5], "--width is 5; expected half the width of an interval, such as 0.05"),
         (["--n", 12, "--corpus", "none.csv"], "no file none.csv"),
     ],
 )

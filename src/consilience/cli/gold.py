@@ -44,7 +44,9 @@ def plan(
     confidence: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Divide the strata of --stratify by this number too.")
     ] = None,
-    bins: Annotated[int, typer.Option(help="Bins of confidence in every model label.")] = 1,
+    bins: Annotated[
+        int | None, typer.Option(help="Bins of confidence in every model label; 2 with --confidence, else 1.")
+    ] = None,
     at_least: Annotated[
         int | None, typer.Option(help="Texts of every stratum at least; else 25, or an equal part of a small --n.")
     ] = None,
@@ -99,7 +101,7 @@ def plan(
         stratify=stratify,
         labels=labels,
         confidence=confidence,
-        bins=bins,
+        bins=bins if bins is not None else 2 if confidence else 1,
         at_least=at_least,
         equal=equal,
         per_cluster=per_cluster,

@@ -95,8 +95,12 @@ class GoldDesign:
             raise ConfigError(f"--per-cluster is {self.per_cluster}; expected at least 1.")
         if self.confidence and not self.stratify:
             raise ConfigError("--confidence divides the strata of --stratify; name the column of model labels too.")
-        if self.bins < 1 or (self.bins > 1 and not (self.confidence or self.labels)):
-            raise ConfigError(f"--bins is {self.bins}; it takes a --confidence or --labels, and is at least 1.")
+        if self.bins < 1 or (self.bins > 1) != bool(self.confidence or (self.labels and self.bins > 1)):
+            raise ConfigError(f"--bins is {self.bins}; expected 2 or more with --confidence or --labels, else 1.")
+        if self.width is not None and not 0 < self.width < 0.5:
+            raise ConfigError(f"--width is {self.width:g}; expected half the width of an interval, such as 0.05.")
+        if self.correlation is not None and not 0 <= self.correlation <= 1:
+            raise ConfigError(f"--correlation is {self.correlation:g}; expected 0 to 1.")
         for name, value in {"--dev": self.development, "--double": self.twice}.items():
             if not 0 <= value <= 1 or (name == "--dev" and value > 0.5):
                 raise ConfigError(f"{name} is {value:g}; expected a share of 0 to {'0.5' if name == '--dev' else '1'}.")

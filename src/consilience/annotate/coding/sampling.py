@@ -216,13 +216,14 @@ def label_strata(labels: Sequence[str], confidences: Sequence[float] | None = No
         return list(labels)
     values = np.asarray(confidences, dtype=np.float64)
     strata = list(labels)
-    for label in dict.fromkeys(labels):
-        places = [i for i, other in enumerate(labels) if other == label]
+    places_of: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        places_of.setdefault(label, []).append(place)
+    for label, places in places_of.items():
         edges = np.unique(np.quantile(values[places], np.linspace(0, 1, bins + 1)))
-        inner = edges[1:-1]
-        for place in places:
-            bin_ = int(np.searchsorted(inner, values[place], side="right"))
-            low, high = edges[bin_], edges[min(bin_ + 1, len(edges) - 1)]
+        last = max(len(edges) - 2, 0)
+        for place, bin_ in zip(places, np.searchsorted(edges[1:-1], values[places], side="right")):
+            low, high = edges[min(bin_, last)], edges[min(bin_ + 1, len(edges) - 1)]
             strata[place] = f"{label}, confidence {low:.3g} to {high:.3g}"
     return strata
 
