@@ -156,6 +156,25 @@ def test_empty_texts_and_examples_are_never_drawn(consilience: Consilience, proj
     assert "38 of 38 texts drawn; never drawn: 1 empty, 1 shown to models as examples" in found
 
 
+def test_annotate_reads_the_gold_table(consilience: Consilience, project: Path, tmp_path: Path) -> None:
+    from consilience.annotate.gold import read_gold
+    from consilience.annotate.recipe import read_project
+
+    recipe = "data: {path: notes.csv, id: id}\nmodels: {tiny: {path: tiny}}\nstrategies: [zero_shot]\n"
+    (project / "recipe.yaml").write_text(recipe)
+    assert consilience("gold", "plan", project, "--stratify", "model", "--n", 16, "--dev", 0.25).code == 0
+    consilience("gold", "export", project, "--coder", "anna", "--out", tmp_path / "anna.csv")
+    filled = (tmp_path / "anna.csv").read_text(encoding="utf-8-sig").replace(",,,", ",glad,,", 10)
+    (tmp_path / "done.csv").write_text(filled)
+    consilience("gold", "import", project, tmp_path / "done.csv", "--coder", "anna")
+    gold = read_gold(read_project(project))
+    assert (len(gold.dev) + len(gold.test), gold.uncoded, gold.coders) == (10, 6, ("anna",))
+    for part in (gold.dev, gold.test):  # what is coded of a part stands for the strata that it has texts of
+        strata = {"QUELLE": 30, "ZUNFT": 10}
+        stands_for = sum(1 / item.probability for item in part)
+        assert stands_for == pytest.approx(sum(strata[name] for name in {item.stratum for item in part}))
+
+
 def test_a_width_says_how_many(consilience: Consilience, project: Path) -> None:
     make_project(project, rows=4000)
     words = ["gold", "plan", project, "--corpus", project / "notes.csv", "--json"]
@@ -192,6 +211,13 @@ def test_plans_that_cannot_be(consilience: Consilience, project: Path, words: li
     assert said in answer.err
     assert answer.err.count("\n") == 1
     assert not list(project.glob("gold*"))
+
+
+def test_a_gold_table_of_ones_own_is_not_overwritten(consilience: Consilience, project: Path) -> None:
+    (project / "gold.csv").write_text("id,label\nn1,glad\n")
+    answer = consilience(*plan_words(project, "--n", 12))
+    assert "gold.csv is there already, and no gold.sqlite that it came from" in answer.err
+    assert (project / "gold.csv").read_text() == "id,label\nn1,glad\n"
 
 
 def test_fewer_texts_than_labels(consilience: Consilience, tmp_path: Path) -> None:

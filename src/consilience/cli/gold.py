@@ -234,7 +234,8 @@ def status(
 def _after(project: Path, codebook: Any) -> Path:
     """Writes gold.csv from what is coded by now."""
     from consilience.annotate.coding.labels import write_gold
-    from consilience.annotate.coding.project import GOLD_TABLE, open_gold
+    from consilience.annotate.coding.project import open_gold
+    from consilience.annotate.coding.store import GOLD_TABLE
 
     path = project / GOLD_TABLE
     with open_gold(project, codebook) as store:

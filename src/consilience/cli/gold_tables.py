@@ -68,7 +68,8 @@ def status_table(found: Mapping[str, Any]) -> str:
         if "undefined" not in known:
             blocks.append(
                 f"[ ]: {100 * known['level']:g} % intervals over {known['n']} {known['units']} that several coded, "
-                f"before adjudication, unweighted.\nDo not include: {agreement['does_not_include']}."
+                f"before adjudication{', weighted by the design' if agreement['weighted'] else ''}.\n"
+                f"Do not include: {agreement['does_not_include']}."
             )
     if not agreement["texts"]:
         blocks.append("no text is coded by two people yet, so nothing is known of how far coders agree")

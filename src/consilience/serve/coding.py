@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consilience.annotate.codebook import JOINT, Codebook, Label, Level
 from consilience.annotate.coding.labels import disagreements, gold_labels, write_gold
-from consilience.annotate.coding.project import GOLD_TABLE, open_gold
-from consilience.annotate.coding.store import ADJUDICATOR, CODED, Coding, GoldStore
+from consilience.annotate.coding.project import open_gold
+from consilience.annotate.coding.store import ADJUDICATOR, CODED, GOLD_TABLE, Coding, GoldStore
 from consilience.annotate.coding.values import LONGEST, checked
 from consilience.errors import DataError
 from consilience.serve.guard import Guard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def test_counts_and_agreement_by_hand(tmp_path: Path) -> None:
     )
     # Gwet: P_e = sum q (1 - q) / (K - 1) = (1/4 + 5/36 + 0 + 2/9) / 3 = 11/54.
     assert measures["gwet_ac1"]["value"] == pytest.approx((2 / 3 - 11 / 54) / (1 - 11 / 54))
+
+
+def test_texts_drawn_at_a_lower_rate_count_for_more(tmp_path: Path) -> None:
+    # Of every text in ten and of every second one: the first stands for 10 texts, the other two for 2 each.
+    texts = [
+        replace(text, probability=p, item=f"t{i}") for i, (text, p) in enumerate(zip(gold_texts(3, 3), (0.1, 0.5, 0.5)))
+    ]
+    store = gold_store(tmp_path, texts=texts)
+    for item, first, second in (("t0", "glad", "glad"), ("t1", "glad", "sad"), ("t2", "sad", "sad")):
+        code(store, "anna", item, first)
+        code(store, "ben", item, second)
+    found = gold_status(store, NOMINAL)["agreement"]
+    assert found["weighted"]
+    measures = found["variables"]["mood"]
+    assert measures["observed_agreement"]["value"] == pytest.approx(12 / 14)
+    assert measures["prevalence"]["glad"]["value"] == pytest.approx((10 + 1) / 14)
+    # Gwet: shares 11/14, 3/14 and 0 of three labels; P_e = (11 * 3 * 2) / 14^2 / 2.
+    by_chance = 11 * 3 / 14**2
+    assert measures["gwet_ac1"]["value"] == pytest.approx((12 / 14 - by_chance) / (1 - by_chance))
 
 
 def test_one_category_only_has_an_agreement_but_no_alpha(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from consilience.annotate.codebook import CLOSED, Codebook
-from consilience.annotate.coding.plan import STORE, Corpus, corpus_rows
+from consilience.annotate.coding.plan import Corpus, corpus_rows, refuse_other_gold
 from consilience.annotate.coding.sampling import PARTS, Frame, Size, draw
-from consilience.annotate.coding.store import GoldStore, GoldText
+from consilience.annotate.coding.store import STORE, GoldStore, GoldText
 from consilience.annotate.tables import place_of, read_table, text_of
 from consilience.errors import ConfigError, DataError, nearest
 from consilience.rng import stream
@@ -40,6 +40,7 @@ def adopt_sample(
     path = project / STORE
     if path.exists():
         raise ConfigError(f"{path} is there already. A sample from elsewhere begins a project; take another folder.")
+    refuse_other_gold(project)
     texts: dict[str, tuple[str, str]] = {}
     for item, text, cells in corpus_rows(corpus, corpus.cluster):
         texts[item] = (text, text_of(cells[0]) if corpus.cluster else "")

@@ -29,14 +29,13 @@ from consilience.annotate.coding.sampling import (
     seeded_orders,
     units_for_width,
 )
-from consilience.annotate.coding.store import GoldStore, GoldText
+from consilience.annotate.coding.store import GOLD_TABLE, STORE, GoldStore, GoldText
 from consilience.annotate.tables import place_of, read_table, text_of
 from consilience.errors import ConfigError, DataError
 from consilience.records import read_rows
 from consilience.rng import stream
 from consilience.run import fingerprint
 
-STORE = "gold.sqlite"
 AT_LEAST = 25  # texts of every stratum, where there are so many to draw (references: 25 to 30 per predicted class)
 # What an extension may change of a design: how many texts, and how many people code how many of them.
 HOW_MANY = ("texts", "width", "share", "level", "correlation", "twice", "coders")
@@ -157,6 +156,7 @@ def plan_gold(
         "frame": {"rows": frame.rows, "texts": len(frame.ids), "left_out": frame.left_out},
     }
     if not path.exists():
+        refuse_other_gold(project)
         sizes, drawn, in_corpus = _draw(frame, design, codebook, before={})
         texts = _texts(corpus, frame, drawn, design)
         with GoldStore.create(path, about | {"sizes": _sizes_json(sizes)}, texts) as store:
@@ -168,6 +168,16 @@ def plan_gold(
         texts = _texts(corpus, frame, drawn, design)
         added = store.extend({"sizes": _sizes_json(sizes)}, texts)
         return _summary(store, frame, drawn, in_corpus, added)
+
+
+def refuse_other_gold(project: Path) -> None:
+    """Raises `ConfigError` where a gold table is there that no sample of this project wrote; it would be lost."""
+    table = project / GOLD_TABLE
+    if table.exists():
+        raise ConfigError(
+            f"{table} is there already, and no {STORE} that it came from. Codings are written there: move it, then "
+            f"draw, or take its texts over with --drawn and its labels with gold import."
+        )
 
 
 def corpus_rows(corpus: Corpus, *columns: str | None) -> Iterator[tuple[str, str, tuple[Any, ...]]]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from consilience.annotate.codebook import Codebook, read_codebook
-from consilience.annotate.coding.plan import STORE, Corpus
-from consilience.annotate.coding.store import GoldStore
+from consilience.annotate.coding.plan import Corpus
+from consilience.annotate.coding.store import STORE, GoldStore
 from consilience.annotate.tables import place_of, read_table, text_of
 from consilience.config import load_tree
 from consilience.errors import ConfigError, DataError
 
 RECIPE = "recipe.yaml"
-GOLD_TABLE = "gold.csv"
 
 
 def project_codebook(project: Path) -> Codebook:

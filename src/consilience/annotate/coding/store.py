@@ -19,6 +19,7 @@ from typing import Any
 
 from consilience.errors import DataError, nearest
 
+STORE, GOLD_TABLE = "gold.sqlite", "gold.csv"  # in a project's folder
 CODER, ADJUDICATOR = "coder", "adjudicator"
 OPEN, CODED, UNCLEAR = "open", "coded", "unclear"  # OPEN: a note, but no label yet
 HELD_FOR = timedelta(minutes=30)  # a text that a coder looks at is not given to another for so long

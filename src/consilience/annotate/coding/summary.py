@@ -46,7 +46,8 @@ def human_agreement(
     """How far the coders agree on the texts that at least two of them coded, before any adjudication.
 
     Observed agreement, each label's share of the codings, Krippendorff's alpha of the variable's level and Gwet's AC1
-    side by side, and the observed agreement of every pair of coders. Units are the sampled clusters, else the texts;
+    side by side, and the observed agreement of every pair of coders, all weighted by the design: how far these coders
+    would agree on the whole corpus. Units are the sampled clusters, else the texts;
     "unclear" is a category of its own for nominal variables and a missing value for others. Of a multi-label variable
     every label is a yes or no of its own. A measure that is undefined says why.
     """
@@ -62,22 +63,25 @@ def human_agreement(
     clustered = all(label.text.cluster for label in double)
     units = [label.text.cluster if clustered else label.text.item for label in double]
     unit_kind = "clusters" if clustered else "texts"
+    weights = np.array([1 / label.text.probability for label in double])
     over: Any = {"unit_kind": unit_kind, "level": level}
+    found["weighted"] = bool(weights.max() > weights.min() * (1 + 1e-9))
     for name, table, categories, scale in _rating_tables(double, coders, codebook):
-        alpha = _or_reason(krippendorff_alpha, table, units, scale=scale, categories=categories or None, **over)
-        ac1 = (
-            {}
-            if scale == "interval"
-            else {"gwet_ac1": _or_reason(gwet_ac, table, units, categories=categories, **over)}
-        )
+        by_design: Any = {**over, "item_weights": weights}
         found["variables"][name] = {
             "scale": scale,
-            "observed_agreement": _or_reason(_observed, table, units, **over),
-            "krippendorff_alpha": alpha,
-            **ac1,
-            "prevalence": {str(one): _or_reason(_prevalence, table, one, units, **over) for one in categories},
+            "observed_agreement": _or_reason(_observed, table, units, weights, **over),
+            "krippendorff_alpha": _or_reason(
+                krippendorff_alpha, table, units, scale=scale, categories=categories or None, **by_design
+            ),
+            **(
+                {}
+                if scale == "interval"
+                else {"gwet_ac1": _or_reason(gwet_ac, table, units, categories=categories, **by_design)}
+            ),
+            "prevalence": {str(one): _or_reason(_prevalence, table, one, units, weights, **over) for one in categories},
             "pairs": {
-                f"{first} and {second}": _or_reason(_observed, table[:, [i, j]], units, **over)
+                f"{first} and {second}": _or_reason(_observed, table[:, [i, j]], units, weights, **over)
                 for (i, first), (j, second) in combinations(enumerate(coders), 2)
                 if any(a is not None and b is not None for a, b in table[:, [i, j]])
             },
@@ -124,31 +128,34 @@ def _any_span(status: str, value: str) -> str | None:
     return str(value not in ("", "[]")) if status == CODED else None
 
 
-def _observed(table: np.ndarray, units: Sequence[str], *, unit_kind: str, level: float) -> Estimate:
+def _observed(
+    table: np.ndarray, units: Sequence[str], weights: Sequence[float], *, unit_kind: str, level: float
+) -> Estimate:
     """The share of pairs of codings of a text that are alike, averaged over the texts with at least two."""
-    alike, kept = [], []
-    for row, unit in zip(table, units):
-        given = [cell for cell in row if cell is not None]
-        if len(given) > 1:
-            pairs = [a == b for a, b in combinations(given, 2)]
-            alike.append(sum(pairs) / len(pairs))
-            kept.append(unit)
-    return _share(alike, kept, unit_kind, level)
+    kept = [place for place, row in enumerate(table) if sum(cell is not None for cell in row) > 1]
+    alike = []
+    for place in kept:
+        pairs = [a == b for a, b in combinations([cell for cell in table[place] if cell is not None], 2)]
+        alike.append(sum(pairs) / len(pairs))
+    return _share(alike, [units[i] for i in kept], [weights[i] for i in kept], unit_kind, level)
 
 
-def _prevalence(table: np.ndarray, category: Any, units: Sequence[str], *, unit_kind: str, level: float) -> Estimate:
+def _prevalence(
+    table: np.ndarray, category: Any, units: Sequence[str], weights: Sequence[float], *, unit_kind: str, level: float
+) -> Estimate:
     """The share of a category among a text's codings, averaged over the texts."""
-    shares, kept = [], []
-    for row, unit in zip(table, units):
-        given = [cell for cell in row if cell is not None]
-        if given:
-            shares.append(sum(cell == category for cell in given) / len(given))
-            kept.append(unit)
-    return _share(shares, kept, unit_kind, level)
+    kept = [place for place, row in enumerate(table) if any(cell is not None for cell in row)]
+    shares = []
+    for place in kept:
+        given = [cell for cell in table[place] if cell is not None]
+        shares.append(sum(cell == category for cell in given) / len(given))
+    return _share(shares, [units[i] for i in kept], [weights[i] for i in kept], unit_kind, level)
 
 
-def _share(values: Sequence[float], units: Sequence[str], unit_kind: str, level: float) -> Estimate:
-    share = mean(values, units, unit_kind=unit_kind, level=level)
+def _share(
+    values: Sequence[float], units: Sequence[str], weights: Sequence[float], unit_kind: str, level: float
+) -> Estimate:
+    share = mean(values, units, weights=weights, unit_kind=unit_kind, level=level)
     method = f"{share.method}; Wilson score interval at the effective sample size"
     return replace(share, interval=share_interval(share), method=method)
 
