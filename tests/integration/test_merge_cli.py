@@ -151,11 +151,23 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 def test_several_merges_in_one_pass_are_those_made_alone(
     consilience: Consilience, family: Path, tmp_path: Path
 ) -> None:
+    def masked(method: str, **parameters: Any) -> dict[str, Any]:
+        return soup(family, merge_method=method, base_model=str(family / "base"), parameters=parameters)
+
     trees = {
         "half": soup(family),
-        "ties": soup(family, merge_method="ties", base_model=str(family / "base"), parameters={"density": 0.3}),
-        "dare": soup(family, merge_method="dare_linear", base_model=str(family / "base"), parameters={"density": 0.5}),
+        "ties": masked("ties", density=0.3),
+        "ties again": masked("ties", density=0.7),
+        "dare": masked("dare_linear", density=0.5),
+        "dare again": masked("dare_ties", density=0.2, rescale=False),
+        "della": masked("della", density=0.5),
+        "della again": masked("della_linear", density=0.7, epsilon=0.1),
+        "breadcrumbs": masked("breadcrumbs", density=0.5),
+        "sce": masked("sce", select_topk=0.1),
+        "sce again": masked("sce", select_topk=0.5),
     }
+    for name in ("sce", "sce again"):
+        trees[name]["models"] = [{"model": model["model"]} for model in trees[name]["models"]]
     paths = [write(tmp_path, tree, f"{name}.yml") for name, tree in trees.items()]
     result = consilience("merge", "--compare", *paths, tmp_path / "all", "--json")
     assert result.code == 0, result.err
@@ -164,6 +176,31 @@ def test_several_merges_in_one_pass_are_those_made_alone(
         assert consilience("merge", path, tmp_path / name).code == 0
         alone, together = tmp_path / name / "model.safetensors", tmp_path / "all" / name / "model.safetensors"
         assert alone.read_bytes() == together.read_bytes()
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "della"])
+def test_another_device_than_the_cpu(consilience: Consilience, family: Path, tmp_path: Path, method: str) -> None:
+    """torch's own name for the cpu takes the way of a GPU."""
+    tree = soup(family, merge_method=method, base_model=str(family / "base"), dtype="bfloat16")
+    if method == "slerp":
+        tree |= {"models": [{"model": str(family / "code")}], "parameters": {"t": 0.3}}
+    recipe = write(tmp_path, tree)
+    assert consilience("merge", recipe, tmp_path / "cpu").code == 0
+    result = consilience("merge", recipe, tmp_path / "torch", "--device", "cpu:0", "--json")
+    assert result.code == 0, result.err
+    expected, merged = weights_of(tmp_path / "cpu"), weights_of(tmp_path / "torch")
+    apart = sum(int((merged[name] != tensor).sum()) for name, tensor in expected.items())
+    assert apart <= 1e-3 * sum(tensor.numel() for tensor in expected.values())
+    for name, record in json.loads((tmp_path / "cpu" / "manifest.json").read_text())["tensors"].items():
+        again = json.loads((tmp_path / "torch" / "manifest.json").read_text())["tensors"][name]
+        assert again["delta_norms"] == pytest.approx(record["delta_norms"], rel=1e-6)
+
+
+def test_a_device_that_is_not_there(consilience: Consilience, family: Path, tmp_path: Path) -> None:
+    result = consilience("merge", write(tmp_path, soup(family)), tmp_path / "out", "--device", "cuda:99")
+    assert result.code == 2
+    assert "cuda:99" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_how_far_each_model_moved(consilience: Consilience, family: Path, tmp_path: Path) -> None:

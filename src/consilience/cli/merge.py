@@ -31,7 +31,7 @@ def merge(
         int | None,
         typer.Option(min=1, metavar="RANK", help="Also write OUT/lora, the change from the base as a LoRA adapter."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu; no other is supported yet.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, or what torch calls a GPU: cuda, cuda:1.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores of this machine.")] = None,
     shard_size: Annotated[str, typer.Option(help="Bytes of a file of weights at most: 5GB, 500MB.")] = "5GB",
     overrides: Annotated[

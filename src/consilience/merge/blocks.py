@@ -16,6 +16,7 @@ from consilience.errors import BackendError
 from consilience.merge.methods import Facts, Keep
 
 CHUNK, RANK_BINS, ROW_RANKED = 256, 512, 8192  # kernels.CHUNK ..., without its imports
+RESULT = 1 << 62  # in `Job.bad`: the result; bit k is input k
 SEGMENT = 1 << 16  # entries that a sum is taken over before sums are added
 BLOCK = 1 << 18  # entries of a tensor that a thread works on at a time; a multiple of SEGMENT
 
@@ -50,7 +51,7 @@ class Job:
     statistics: bool = True
     on_block: Callable[[int], None] = lambda entries: None
     remembered_bytes: int = REMEMBERED_BYTES
-    bad: int = 0  # kernels' return values, or-ed
+    bad: int = 0  # bit k where input k is not finite somewhere, RESULT where the result is not
     products: NDArray[np.float64] | None = field(default=None, repr=False)  # of all deltas, the result's last
     gram: NDArray[np.float64] | None = field(default=None, repr=False)  # of the models' deltas, once measured
     kept: tuple[Keep, NDArray[np.uint8]] | None = field(default=None, repr=False)  # a bit per model and entry

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from consilience.merge.blocks import (
     BUFFERS,
     CODES,
+    RESULT,
     SEGMENT,
     Inputs,
     Job,
@@ -44,7 +45,6 @@ from consilience.merge.methods import (
 from consilience.merge.native import kernel
 from consilience.merge.selection import at_ranks
 
-RESULT = 1 << 62  # kernels.RESULT
 KEEPS = {"all": 0, "band": 1, "random": 2, "random by rank": 3, "spread": 4}
 REMEMBERED = 5  # kernels.KEEP_REMEMBERED
 WAYS = {"sum": 0, "mean": 1, "agreeing sum": 2, "nearswap": 0, "varm": 1, "ram": 2, "fusion": 3}

@@ -62,7 +62,8 @@ def execute(
             raise ConfigError(f"{out} is also an input of the merge. Give another folder for the result.")
         if outs.count(out) > 1:
             raise ConfigError(f"{out} is given for two results. Give each its own folder.")
-    workers = Workers(threads or len(os.sched_getaffinity(0)))
+    workers = Workers((threads or len(os.sched_getaffinity(0))) if device == "cpu" else 1)
+    engines = _engines(device, workers)  # before anything is written
     with ExitStack() as stack:
         stack.callback(workers.close)
         prints = {file: _fingerprint(file) for file in sorted({*_files_of(plan for plan, _ in plans)})}
@@ -81,7 +82,7 @@ def execute(
             )
             stack.callback(output.close)
             outputs.append(output)
-        _Pass([plans[place][0] for place in left], outputs, MappedFiles(), workers, device, on_bytes, on_tensor).run()
+        _Pass([plans[place][0] for place in left], outputs, MappedFiles(), workers, engines, on_bytes, on_tensor).run()
         for place, output in zip(left, outputs):
             plan = plans[place][0]
             made = {"identity": identities[place], **_manifest(plan, prints, output)}
@@ -99,7 +100,7 @@ class _Pass:
         outputs: Sequence[PlannedCheckpoint],
         files: MappedFiles,
         workers: Workers,
-        device: str,
+        engines: tuple[Engine, Engine],
         on_bytes: OnProgress,
         on_tensor: OnProgress,
     ) -> None:
@@ -110,7 +111,7 @@ class _Pass:
         self.tensors = sum(len(plan.tensors) for plan in plans)
         self.finished = 0
         self._lock = threading.Lock()
-        self._together, self._alone = on_cpu(workers), on_cpu(Workers(1))  # one tensor in all threads, or one in each
+        self._together, self._alone = engines
         self._settled: dict[tuple[int, str], Combination] = {}
 
     def run(self) -> None:
@@ -248,6 +249,18 @@ class _Pass:
             f"merged tensor {tensor.name}, as {tensor.dtype}, holds numbers that are not finite (NaN or infinity). "
             "Change the method's parameters."
         )
+
+
+def _engines(device: str, workers: Workers) -> tuple[Engine, Engine]:
+    """For one tensor in all threads, and for one in each."""
+    if device == "cpu":
+        return on_cpu(workers), on_cpu(Workers(1))
+    try:
+        from consilience.merge.on_torch import on_device
+    except ImportError as error:
+        raise ConfigError(f"--device {device} needs torch ({error}). Install it, or merge on the cpu.") from None
+    engine = on_device(device)
+    return engine, engine
 
 
 def _size(tensor: TensorPlan) -> int:

@@ -105,13 +105,15 @@ def make_merges(
     force: bool = False,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """The merges carried out in one pass over the inputs; their manifests."""
+    """The merges carried out in one pass over the inputs, on the cpu or a `device` of torch's; their manifests."""
     from consilience.merge.execute import execute
 
-    if device != "cpu":
-        raise ConfigError(f"--device {device}: merges run on the cpu only, with --threads of its cores.")
-    return list(
-        execute([(merge.plan, merge.out) for merge in merges], threads=threads, on_bytes=on_bytes, replace=force)
+    return execute(
+        [(merge.plan, merge.out) for merge in merges],
+        threads=threads,
+        device=device,
+        on_bytes=on_bytes,
+        replace=force,
     )
 
 
