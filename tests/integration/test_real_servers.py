@@ -112,7 +112,7 @@ def test_greedy_replies_are_those_of_the_model_in_this_process(server: Server, w
     ours = LocalAnswerer(chat_model).ask(requests)
     # transformers serve trims what Python takes for blanks.
     assert [answer.text.strip() for answer in answers] == [answer.text.strip() for answer in ours]
-    assert len({answer.text for answer in ours}) > 3
+    assert len({answer.text for answer in ours}) > 1
     prompts = [render_prompt(chat_model.tokenizer, request.messages) for request in requests]
     assert (spent.calls, spent.lost, spent.prompt_tokens) == (len(QUESTIONS), 0, sum(map(len, prompts)))
 

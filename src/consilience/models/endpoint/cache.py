@@ -4,18 +4,16 @@
     calls     every call that was begun: what it cost; what it may have cost where no answer arrived
     claims    key -> the call that is asking for it now, in whichever process
 
-An answer is on the disk before anyone sees it. A process that dies leaves claims: its lock file tells that it is gone,
-and the next one that wants the answer asks again, and counts the lost call as one that may have been paid.
+An answer is on the disk before anyone sees it. A process that dies leaves claims: its sign of life tells that it is
+gone; the next one that wants the answer asks again, and counts the lost call as one that may have been paid.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consilience.errors import BackendError, DataError
+from consilience.models.endpoint.alive import SignOfLife
 from consilience.models.endpoint.answer import Answer, read_choice
 from consilience.models.endpoint.settings import Budget
 
@@ -88,28 +87,25 @@ class AnswerCache:
     def __init__(self, path: Path | None = None) -> None:
         self._name = str(path) if path else "the cache in memory"
         self._lock = threading.Lock()
-        self._owner = uuid.uuid4().hex
-        self._locks = path.with_name(f"{path.name}.{{}}.lock") if path else None
         try:
-            if self._locks:
-                self._locks.parent.mkdir(parents=True, exist_ok=True)
-                self._held = self._lock_of(self._owner).open("w")
-                fcntl.flock(self._held, fcntl.LOCK_EX)  # released by the kernel however the process ends
+            self._alive = SignOfLife(path) if path else None
             self._sql = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise BackendError(f"{self._name} cannot be written ({error}). Give the cache another place.") from None
-        with self._work():
-            self._sql.execute("PRAGMA journal_mode = WAL")
-            self._sql.execute("PRAGMA synchronous = FULL")  # paid answers outlive a power cut, too
-            self._sql.executescript(TABLES)
+        self._owner = self._alive.owner if self._alive else ""
+        try:
+            with self._work():
+                _set_up(self._sql)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Lets go of the file; claims that are still open count as lost from now on."""
         with self._lock:
             self._sql.close()
-            if self._locks:
-                self._lock_of(self._owner).unlink(missing_ok=True)
-                self._held.close()
+            if self._alive:
+                self._alive.close()
 
     def get(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers that are there."""
@@ -233,33 +229,21 @@ class AnswerCache:
         self._sql.execute("UPDATE calls SET state = ? WHERE id = ?", (state, call))
         self._sql.execute("DELETE FROM claims WHERE call = ?", (call,))
 
-    def _lock_of(self, owner: str) -> Path:
-        assert self._locks is not None
-        return self._locks.with_name(self._locks.name.format(owner))
-
     def _lives(self, owner: str) -> bool:
-        if owner == self._owner:
-            return True
-        if self._locks is None:
-            return False
-        try:
-            with self._lock_of(owner).open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        self._lock_of(owner).unlink(missing_ok=True)
-        return False
+        return self._alive is None or self._alive.lives(owner)
 
     @contextmanager
     def _work(self) -> Iterator[None]:
         with self._lock:
             try:
                 yield
+            except sqlite3.OperationalError as error:  # the disk is full, say
+                raise BackendError(
+                    f"{self._name}: {error}. Answers are kept; give the same command again when that is mended."
+                ) from None
+            except sqlite3.ProgrammingError:  # ours: a cache that was closed
+                raise
             except sqlite3.DatabaseError as error:
-                if "closed" in str(error):
-                    raise
                 raise DataError(
                     f"{self._name} cannot be used as a cache of answers ({error}). Move it away; it is made anew."
                 ) from None
@@ -274,3 +258,17 @@ class AnswerCache:
                 self._sql.execute("ROLLBACK")
                 raise
             self._sql.execute("COMMIT")
+
+
+def _set_up(sql: sqlite3.Connection) -> None:
+    """Makes the tables. Of several processes that open a new file at once, one may change its journal at a time."""
+    for wait_s in [0.05] * 1200 + [None]:
+        try:
+            sql.execute("PRAGMA journal_mode = WAL")
+            sql.execute("PRAGMA synchronous = FULL")  # paid answers outlive a power cut, too
+            sql.executescript(TABLES)
+            return
+        except sqlite3.OperationalError as error:
+            if wait_s is None or "locked" not in str(error):
+                raise
+            time.sleep(wait_s)
