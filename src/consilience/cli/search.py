@@ -19,7 +19,7 @@ def search(
     guide: Annotated[
         str | None, typer.Option(metavar="TUNED:UNTUNED", help="The small pair: folders or hub names.")
     ] = None,
-    method: Annotated[str, typer.Option(help="cbs | best-of-n | sample | eft")] = "cbs",
+    method: Annotated[str, typer.Option(help="cbs | best-of-n | sample | eft | beam | aligntree")] = "cbs",
     mode: Annotated[str, typer.Option(help="default | published: the published algorithm with its quirks")] = "default",
     width: Annotated[int, typer.Option(help="W: hypotheses kept.")] = 4,
     successors: Annotated[int, typer.Option(help="K: continuations of each.")] = 4,

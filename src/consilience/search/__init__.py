@@ -1,6 +1,6 @@
 """Weak-to-strong search: a frozen large model, made better by a small pair, tuned and untuned."""
 
-from consilience.search.chunks import Proposer, Search, search
+from consilience.search.chunks import Proposer, Search, Searches, search
 from consilience.search.forward import TreeModel
 from consilience.search.guide import Guide
 from consilience.search.methods import METHODS, Models
@@ -20,6 +20,7 @@ __all__ = [
     "Result",
     "Search",
     "SearchSettings",
+    "Searches",
     "TreeModel",
     "Update",
     "Wanted",

@@ -58,6 +58,16 @@ class Proposer(Protocol):
     def show(self, ids: Sequence[int]) -> str: ...
 
 
+class Searches(Protocol):
+    """Searches under way, each for its own prompt: `chunks.Search`, `beam.BeamSearch`, `aligntree.AlignTree`."""
+
+    under_way: Any
+
+    def add(self, prompt: Prompt, settings: SearchSettings) -> None: ...
+    def advance(self) -> list[Update]: ...
+    def cancel(self, id_: str) -> None: ...
+
+
 @dataclass
 class _UnderWay:
     """The search for one prompt."""
@@ -140,9 +150,15 @@ class Search:
                 self.guide.keep(one.guided, one.beams)
             return Update(one.prompt.id, one.committed)
         self.cancel(one.prompt.id)
-        replies = tuple(self._reply(one, each) for each in one.pool)
-        result = Result(one.prompt.id, replies, one.chunks, one.opened.prompt_tokens, replies[0].tokens)
-        return Update(one.prompt.id, replies[0].text, result)
+        return result_of(
+            one.prompt,
+            one.settings,
+            one.opened,
+            self.large,
+            one.pool,
+            chunks=one.chunks,
+            guided=self.guide is not None,
+        )
 
     def _agreed(self, one: _UnderWay) -> str:
         """What every hypothesis that may still win begins with: those that go on, and the best of the finished."""
@@ -153,20 +169,36 @@ class Search:
             text = open_[0].text[: common_prefix([each.text for each in open_])]
         return _without_half_stop(text.rstrip(UNFINISHED), one.settings.stop)
 
-    def _reply(self, one: _UnderWay, best: Hypothesis) -> Reply:
-        assert best.finish is not None
-        text = self.large.show(best.ids) if best.ids else best.text
-        return Reply(
-            text=_before_stop(text, one.settings.stop),
-            finish=best.finish,
-            score=best.score if self.guide else None,
-            tokens=len(best.ids) or best.tokens,
-            ids=best.ids,
+
+def result_of(
+    prompt: Prompt,
+    settings: SearchSettings,
+    opened: Any,
+    large: Proposer,
+    best: Sequence[Hypothesis],
+    *,
+    chunks: int,
+    guided: bool,
+) -> Update:
+    """The last update of a search that found the finished hypotheses `best`, the best first."""
+    replies = []
+    for each in best:
+        assert each.finish is not None
+        replies.append(
+            Reply(
+                text=_before_stop(large.show(each.ids) if each.ids else each.text, settings.stop),
+                finish=each.finish,
+                score=each.score if guided else None,
+                tokens=len(each.ids) or each.tokens,
+                ids=each.ids,
+            )
         )
+    result = Result(prompt.id, tuple(replies), chunks, opened.prompt_tokens, replies[0].tokens)
+    return Update(prompt.id, replies[0].text, result)
 
 
 def search(
-    searches: Search, prompts: Iterable[Prompt], settings: SearchSettings, *, batch: int = 8
+    searches: Searches, prompts: Iterable[Prompt], settings: SearchSettings, *, batch: int = 8
 ) -> Iterator[Result | tuple[Prompt, DataError | NoReply]]:
     """The results as they are ready, at most `batch` prompts under way; or a prompt and why there is none."""
     waiting = iter(prompts)

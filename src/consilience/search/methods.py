@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consilience.errors import ConfigError
-from consilience.search.chunks import Search
+from consilience.search.aligntree import AlignTree
+from consilience.search.beam import BeamSearch
+from consilience.search.chunks import Search, Searches
 from consilience.search.forward import TreeModel
 from consilience.search.guide import Guide
 from consilience.search.sampling import LargeModel
@@ -44,7 +46,7 @@ class Models:
         )
 
 
-Method = Callable[[Models, SearchSettings], tuple[Search, SearchSettings]]
+Method = Callable[[Models, SearchSettings], tuple[Searches, SearchSettings]]
 
 
 def chunk_level_beam_search(models: Models, settings: SearchSettings) -> tuple[Search, SearchSettings]:
@@ -64,6 +66,16 @@ def sample(models: Models, settings: SearchSettings) -> tuple[Search, SearchSett
     return Search(LargeModel(models.large, raw=models.raw)), single
 
 
+def beam_search(models: Models, settings: SearchSettings) -> tuple[BeamSearch, SearchSettings]:
+    """The W likeliest beginnings under the large model alone, token by token."""
+    return BeamSearch(LargeModel(models.large, raw=models.raw)), settings
+
+
+def aligntree(models: Models, settings: SearchSettings) -> tuple[AlignTree, SearchSettings]:
+    """Monte Carlo tree search over chunks with the pair as value (W2S-AlignTree, arXiv 2511.11518)."""
+    return AlignTree(LargeModel(models.large, raw=models.raw), models.guide(settings)), settings
+
+
 def emulated_fine_tuning(models: Models, settings: SearchSettings) -> tuple[Search, SearchSettings]:
     """One reply from softmax(z_large + β·(z_tuned − z_untuned)) (arXiv 2310.12962; proxy tuning, 2401.08565)."""
     tuned, untuned = models.pair()
@@ -77,4 +89,6 @@ METHODS: dict[str, Method] = {
     "best-of-n": best_of_n,
     "sample": sample,
     "eft": emulated_fine_tuning,
+    "beam": beam_search,
+    "aligntree": aligntree,
 }

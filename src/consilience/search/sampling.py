@@ -8,9 +8,12 @@ Shapes: N nodes, V vocabulary.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from consilience.models import context_of
 from consilience.models.sample import end_ids
 from consilience.rng import stream
 from consilience.search.forward import TreeModel
-from consilience.search.selection import draw, keep_likely
+from consilience.search.selection import draw, entropy, keep_likely
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
 from consilience.search.texts import CONTEXT, Speaker, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree
@@ -66,8 +69,18 @@ class _Row:
     nodes: tuple[Node, ...]  # one in each tree
     ids: list[int]
     left: int  # tokens still to be drawn
+    logprob: float  # of what was drawn, in the distributions it was drawn from, in nats
+    entropy: float = 0.0  # of the distribution that the first of these tokens was drawn from, in bits
     finish: Finish | None = None
     end: int | None = None
+
+
+class Drawn(NamedTuple):
+    """What was drawn for a row, and from what."""
+
+    token: int
+    prob: float
+    entropy: float
 
 
 class LargeModel:
@@ -131,23 +144,26 @@ class LargeModel:
         rows_of = [[self._row(want, parent) for parent in want.parents] for want in wanted]
         under_way = [(want.opened, rows) for want, rows in zip(wanted, rows_of)]
         while under_way := [(opened, rows) for opened, rows in under_way if any(row.left for row in rows)]:
-            logits_NV, at = self._logits(under_way)
-            for opened, rows, tokens in self._draw(under_way, logits_NV, at):
-                for row, token in zip(rows, tokens):
+            logits_NV, at = self.logits(
+                [(opened, [row.nodes for row in rows if row.left]) for opened, rows in under_way]
+            )
+            for opened, rows, drawn in self._draw(under_way, logits_NV, at):
+                for row, each in zip(rows, drawn):
                     if row.left:
-                        self._take(opened, row, token)
+                        self._take(opened, row, each)
         return [[self._hypothesis(want.opened, row) for row in rows] for want, rows in zip(wanted, rows_of)]
 
     def _row(self, want: Wanted, parent: Hypothesis) -> _Row:
         left = want.opened.limit - len(parent.ids) if want.tokens is None else want.tokens
-        return _Row(parent, parent.handle, list(parent.ids), 0 if parent.finish else left)
+        return _Row(parent, parent.handle, list(parent.ids), 0 if parent.finish else left, parent.logprob)
 
-    def _logits(self, under_way: Sequence[tuple[Opened, Sequence[_Row]]]) -> tuple[Tensor, dict[Node, int]]:
-        """The logits [N, V] after every row's last node, once for rows that agree, and which of them is whose."""
+    def logits(self, wanted: Sequence[tuple[Opened, Sequence[tuple[Node, ...]]]]) -> tuple[Tensor, dict[Node, int]]:
+        """The logits [N, V] after the handles of hypotheses, once for those that agree; and by a handle's first node
+        which of the N are its own."""
         first: list[Opened] = []  # prompts whose rows are still empty: what follows them is known
         asked: list[tuple[Opened, list[tuple[Node, ...]]]] = []
-        for opened, rows in under_way:
-            distinct = list(dict.fromkeys(row.nodes for row in rows if row.left))
+        for opened, handles in wanted:
+            distinct = list(dict.fromkeys(handles))
             if distinct[0][0] is opened.trees[0].tip:
                 first.append(opened)
             else:
@@ -177,7 +193,7 @@ class LargeModel:
 
     def _draw(
         self, under_way: Sequence[tuple[Opened, Sequence[_Row]]], logits_NV: Tensor, at: dict[Node, int]
-    ) -> Iterator[tuple[Opened, Sequence[_Row], Sequence[int]]]:
+    ) -> Iterator[tuple[Opened, Sequence[_Row], Sequence[Drawn]]]:
         """A token for every row of every prompt; those of rows that have ended mean nothing.
 
         A prompt's luck is its own, whatever else is in the batch, and each row has its part of it, ended or not.
@@ -193,23 +209,30 @@ class LargeModel:
             kept = keep_likely(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
             self.models[0].refuse_nan(kept.probs_NJ)
             uniforms = np.concatenate([opened.rng.random(len(rows)) for opened, rows in several])
-            tokens = iter(draw(kept, [at.get(row.nodes[0], 0) for _, rows in several for row in rows], uniforms))
+            which = [at.get(row.nodes[0], 0) for _, rows in several for row in rows]
+            spread = entropy(kept).tolist()
+            drawn = map(Drawn, *draw(kept, which, uniforms), (spread[n] for n in which))
             for opened, rows in several:
-                yield opened, rows, list(islice(tokens, len(rows)))
+                yield opened, rows, list(islice(drawn, len(rows)))
 
-    def _take(self, opened: Opened, row: _Row, token: int) -> None:
+    def _take(self, opened: Opened, row: _Row, drawn: Drawn) -> None:
+        token = drawn.token
+        row.logprob += math.log(max(drawn.prob, sys.float_info.min))
+        if len(row.ids) == len(row.parent.ids):
+            row.entropy = drawn.entropy
         if token in self.ends:
             row.finish, row.end, row.left = Finish.STOP, token, 0
             return
         row.ids.append(token)
         row.nodes = tuple(tree.after(node, token)[0] for tree, node in zip(opened.trees, row.nodes))
         row.left -= 1
-        if self._has_stopped(opened, row.ids):
+        if self.has_stopped(opened, row.ids):
             row.finish, row.left = Finish.STOP, 0
         elif len(row.ids) == opened.limit:
             row.finish, row.left = Finish.LENGTH, 0
 
-    def _has_stopped(self, opened: Opened, ids: Sequence[int]) -> bool:
+    def has_stopped(self, opened: Opened, ids: Sequence[int]) -> bool:
+        """Whether the newest of `ids` completed a stop text."""
         stop = opened.settings.stop
         if not stop:
             return False
@@ -230,6 +253,8 @@ class LargeModel:
             text=text,
             finish=row.finish,
             end=row.end,
+            logprob=row.logprob,
+            entropy=row.entropy,
             spoken=spoken,
             handle=row.nodes,
             marks=parent.marks,
@@ -251,7 +276,7 @@ class LargeModel:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _published_draw(opened: Opened, logits_NV: Tensor, at: Sequence[int]) -> list[int]:
+def _published_draw(opened: Opened, logits_NV: Tensor, at: Sequence[int]) -> list[Drawn]:
     """`torch.multinomial` over all rows at once, as the published code draws after `torch.manual_seed(seed)`."""
     settings = opened.settings
     logits_NV = TemperatureLogitsWarper(settings.temperature)(None, logits_NV)  # as published, over the vocabulary
@@ -260,5 +285,8 @@ def _published_draw(opened: Opened, logits_NV: Tensor, at: Sequence[int]) -> lis
     if settings.top_p < 1:
         logits_NV = TopPLogitsWarper(settings.top_p)(None, logits_NV)
     probs = logits_NV.softmax(-1)[list(at)].cpu()
-    tokens: list[int] = torch.multinomial(probs, 1, generator=opened.published_rng)[:, 0].tolist()
-    return tokens
+    tokens = torch.multinomial(probs, 1, generator=opened.published_rng)
+    spread = -torch.special.xlogy(probs, probs).sum(-1) / math.log(2)
+    return [
+        Drawn(*each) for each in zip(tokens[:, 0].tolist(), probs.gather(-1, tokens)[:, 0].tolist(), spread.tolist())
+    ]

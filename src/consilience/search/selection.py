@@ -74,13 +74,38 @@ def keep_likely(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: flo
     return Kept(ids_NJ, probs_NJ)
 
 
-def draw(kept: Kept, rows: Sequence[int], uniforms: NDArray[np.float64]) -> list[int]:
-    """A token for each of `rows` of `kept`, by inverting its distribution at a number of [0, 1).
+def draw(kept: Kept, rows: Sequence[int], uniforms: NDArray[np.float64]) -> tuple[list[int], list[float]]:
+    """A token for each of `rows` of `kept` and its probability, by inverting the distribution at a number of [0, 1).
 
     The numbers come from outside, so that a prompt's draws do not depend on what else is in the batch.
     """
-    cumulative = kept.probs_NJ.double().cumsum(-1)[list(rows)]
-    at = torch.searchsorted(cumulative, torch.from_numpy(uniforms).to(cumulative)[:, None], right=True)
-    last = (kept.probs_NJ[list(rows)] > 0).sum(-1, keepdim=True) - 1  # the sum may be a rounding error below 1
-    tokens: list[int] = kept.ids_NJ[list(rows)].gather(-1, torch.minimum(at, last))[:, 0].tolist()
-    return tokens
+    probs = kept.probs_NJ[list(rows)].double()
+    at = torch.searchsorted(probs.cumsum(-1), torch.from_numpy(uniforms).to(probs)[:, None], right=True)
+    last = (probs > 0).sum(-1, keepdim=True) - 1  # the sum may be a rounding error below 1
+    at = torch.minimum(at, last)
+    drawn = torch.cat([kept.ids_NJ[list(rows)].gather(-1, at), probs.gather(-1, at)], -1).tolist()
+    return [int(token) for token, _ in drawn], [prob for _, prob in drawn]
+
+
+def entropy(kept: Kept) -> Tensor:
+    """Of each distribution, in bits, shape [N]."""
+    probs_NJ = kept.probs_NJ.double()
+    return -torch.special.xlogy(probs_NJ, probs_NJ).sum(-1) / np.log(2)
+
+
+def promise(
+    values_M: Sequence[float],
+    priors_M: Sequence[float],
+    visits_M: Sequence[int],
+    *,
+    parent_visits: int,
+    entropy: float,
+    c: float,
+    w: float,
+) -> NDArray[np.float64]:
+    """W2S-AlignTree's entropy-aware PUCT of M siblings (arXiv 2511.11518), shape [M].
+
+    value + c · prior · √(visits of the parent) / (1 + visits) · (1 + w · entropy of the parent's next token, in bits)
+    """
+    priors, visits = np.asarray(priors_M, dtype=np.float64), np.asarray(visits_M, dtype=np.float64)
+    return np.asarray(values_M) + c * priors * np.sqrt(parent_visits) / (1 + visits) * (1 + w * entropy)

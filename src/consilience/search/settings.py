@@ -35,6 +35,10 @@ class SearchSettings(Settings):
     mode: str = Field("default", pattern="^(default|published)$")
     beta: float = Field(1.0, ge=0, description="weight of the pair's logits in emulated fine-tuning")
     guide_temperature: float = Field(1.0, gt=0, description="of the pair's probabilities")
+    iterations: int = Field(64, ge=1, description="of aligntree: expansions of the search tree")
+    exploration: float = Field(1.5, ge=0, description="c of aligntree's PUCT")
+    entropy_weight: float = Field(0.2, ge=0, description="w of aligntree's PUCT")
+    length_penalty: float = Field(1.0, description="of beam: log-probability over tokens to this power")
     per_token: bool = Field(False, description="score per token of the guide in place of the sum")
 
     @model_validator(mode="after")
@@ -74,6 +78,8 @@ class Hypothesis:
     finish: Finish | None = None
     end: int | None = None  # the end-of-text token that was sampled
     score: float = 0.0  # the guide's, in nats
+    logprob: float = 0.0  # in the distributions it was drawn from, in nats
+    entropy: float = 0.0  # of the distribution that its newest chunk's first token was drawn from, in bits
     tokens: int = 0  # of the large model, where there are no `ids`
     spoken: int = 0  # so many of `ids` are in `text`
     handle: Any = None  # where the sampling model goes on

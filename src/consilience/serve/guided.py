@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from consilience.config import parse
 from consilience.errors import pick
 from consilience.rng import seed_of
-from consilience.search import METHODS, Models, Prompt, Search, SearchSettings, Update
+from consilience.search import METHODS, Models, Prompt, Searches, SearchSettings, Update
 from consilience.serve.generate import Job, Piece
 
 
@@ -81,7 +81,7 @@ class GuidedSearch:
         best = update.result.replies[0]
         return Piece(one.job, one.choice, text, tokens=best.tokens, finish=str(best.finish))
 
-    def _search_of(self, job: Job) -> Search:
+    def _search_of(self, job: Job) -> Searches:
         return self.texts if job.goes_on else self.chats
 
     def _settings(self, job: Job) -> SearchSettings:

@@ -41,7 +41,7 @@ def replies(
     return {result.id: result for result in found if isinstance(result, Result)}
 
 
-@pytest.mark.parametrize("method", ["cbs", "best-of-n", "eft", "sample"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_reply_does_not_depend_on_the_batch(method: str) -> None:
     trio = models()
     alone = [replies(trio, method, batch=1, prompts=[prompt])[prompt.id] for prompt in PROMPTS]
@@ -50,7 +50,7 @@ def test_a_reply_does_not_depend_on_the_batch(method: str) -> None:
     assert len({each.replies[0].ids for each in alone}) == 3
 
 
-@pytest.mark.parametrize("method", ["cbs", "best-of-n"])
+@pytest.mark.parametrize("method", ["cbs", "best-of-n", "aligntree"])
 def test_the_score_is_the_difference_of_plain_log_probabilities(method: str) -> None:
     trio = models()
     assert trio.tuned
@@ -176,6 +176,24 @@ def test_emulated_fine_tuning_adds_the_difference_of_the_logits() -> None:
             break
         ids.append(token)
     assert list(found.ids) == ids[4:]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_beam_search_is_that_of_transformers(width: int) -> None:
+    trio = models()
+    for prompt in PROMPTS:
+        ids = torch.tensor([[int(word[1:]) for word in prompt.messages[0].content.split()]])
+        expected = trio.large.chat_model.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=width,
+            do_sample=False,
+            max_new_tokens=20,
+            pad_token_id=0,
+        )
+        found = replies(trio, "beam", prompts=[prompt], width=width)[prompt.id].replies[0]
+        end = [END] if found.finish is Finish.STOP else []
+        assert [*found.ids, *end] == expected[0, ids.shape[1] :].tolist()
 
 
 def test_a_guide_of_two_tokenizers_is_refused() -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from consilience.search.selection import Kept, common_prefix, draw, keep_likely, select, select_published
+from consilience.search.selection import (
+    Kept,
+    common_prefix,
+    draw,
+    entropy,
+    keep_likely,
+    promise,
+    select,
+    select_published,
+)
 
 
 def test_the_best_come_first_and_equal_texts_once() -> None:
@@ -43,14 +52,27 @@ def test_what_may_be_drawn_is_what_transformers_keeps(top_k: int, top_p: float) 
 
 def test_no_temperature_takes_the_likeliest() -> None:
     kept = keep_likely(torch.tensor([[0.0, 2.0, 1.0]]), temperature=0, top_k=50, top_p=1.0)
-    assert draw(kept, [0], np.array([0.999999])) == [1]
+    assert draw(kept, [0], np.array([0.999999])) == ([1], [1.0])
 
 
 def test_a_draw_inverts_the_distribution() -> None:
     kept = Kept(torch.tensor([[7, 3, 5]]), torch.tensor([[0.5, 0.25, 0.25]]))
-    assert draw(kept, [0] * 6, np.array([0.0, 0.49, 0.5, 0.74, 0.75, 0.9999999])) == [7, 7, 3, 3, 5, 5]
+    tokens, probs = draw(kept, [0] * 6, np.array([0.0, 0.49, 0.5, 0.74, 0.75, 0.9999999]))
+    assert tokens == [7, 7, 3, 3, 5, 5]
+    assert probs == [0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
 
 
 def test_a_token_that_was_cut_off_is_never_drawn() -> None:
     kept = Kept(torch.tensor([[7, 3, 5]]), torch.tensor([[0.5, 0.4999999, 0.0]]))
-    assert draw(kept, [0], np.array([1 - 1e-12])) == [3]
+    assert draw(kept, [0], np.array([1 - 1e-12]))[0] == [3]
+
+
+def test_promise_by_hand() -> None:
+    """1 + 1.5 · 0.5 · √9 / 3 · (1 + 0.2 · 2) = 2.05, and without a visit's weight 0 + 1.5 · 0.25 · 3 / 2 · 1.4."""
+    found = promise([1.0, 0.0], [0.5, 0.25], [2, 1], parent_visits=9, entropy=2.0, c=1.5, w=0.2)
+    assert found.tolist() == pytest.approx([2.05, 0.7875])
+
+
+def test_entropy_in_bits() -> None:
+    kept = Kept(torch.tensor([[1, 2, 3]]), torch.tensor([[0.5, 0.25, 0.25]]))
+    assert entropy(kept).tolist() == pytest.approx([1.5])
