@@ -19,7 +19,18 @@ from consilience.models.endpoint import Endpoint, EndpointSettings, Status
 from consilience.pipelines.recipe import Places
 from consilience.records import Message, messages_of, read_rows, write_jsonl
 from consilience.run import fingerprint, write_json
-from consilience.search import METHODS, Guide, Models, Prompt, Result, Search, SearchSettings, TreeModel, search
+from consilience.search import (
+    METHODS,
+    Guide,
+    Models,
+    Prompt,
+    Result,
+    Search,
+    Searches,
+    SearchSettings,
+    TreeModel,
+    search,
+)
 from consilience.search.blackbox import BLACK_BOX, EndpointModel, cost_of
 from consilience.search.chunks import NoReply
 
@@ -139,7 +150,7 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     return messages
 
 
-Made = tuple[Search, SearchSettings, Callable[[], dict[str, Any]]]
+Made = tuple[Searches, SearchSettings, Callable[[], dict[str, Any]]]
 
 
 @contextlib.contextmanager
