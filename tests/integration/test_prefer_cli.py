@@ -69,10 +69,12 @@ def test_every_sample_verdict_and_pair_is_on_disk(run: Path) -> None:
     for pair in rows(home / "pair" / "pairs.jsonl"):
         if pair["status"] == "ok":
             mine = [row["score"] for (id_, _), row in verdicts.items() if id_ == pair["id"]]
-            assert verdicts[pair["id"], pair["chosen_slot"]]["score"] == max(mine)
-            assert verdicts[pair["id"], pair["rejected_slot"]]["score"] == min(mine)
-            if replies[pair["id"]]["status"] == "ok":
-                assert pair["third"] == replies[pair["id"]]["text"]
+            if pair["third"] is None or pair["third"]["ended"]:
+                assert verdicts[pair["id"], pair["chosen"]["slot"]]["score"] == max(mine)
+            assert pair["chosen"]["ended"]
+            assert verdicts[pair["id"], pair["rejected"]["slot"]]["score"] == min(mine)
+            if replies[pair["id"]]["text"]:
+                assert pair["third"]["text"] == replies[pair["id"]]["text"]
 
 
 def test_both_arms_learn_from_the_same_first_round_and_a_replay_from_the_others_pairs(run: Path) -> None:

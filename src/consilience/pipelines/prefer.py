@@ -169,12 +169,17 @@ class _Seed:
             seed=self.seed,
             load=self.load,
             reader=self.reader,
-            earlier=[f"{self.home}{name}/round-{t}" for t in range(1, number)] if settings.replay else [],
+            earlier=[self._pairs_home(name, t) for t in range(1, number)] if settings.replay else [],
             pairs_of=f"{self.home}{settings.data_from}/round-{number}" if settings.data_from else None,
             reference_model=given(settings.reference),
             third_model=given(settings.third),
             on_progress=self.on_progress,
         )
+
+    def _pairs_home(self, name: str, number: int) -> str:
+        """The round whose pairs an arm learnt from."""
+        settings = self.recipe.of_arms()[name].in_round(number)
+        return f"{self.home}{settings.data_from or name}/round-{number}"
 
     def _measure(self, policy: Policy, home: str, held_out: Sequence[Preference]) -> None:
         def make(folder: Path) -> None:

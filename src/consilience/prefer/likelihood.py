@@ -35,11 +35,18 @@ class ReadReply:
         return len(self.ids_T) - self.first
 
 
-def read_reply(tokenizer: Any, prompt: Sequence[Message], reply: str) -> ReadReply:
-    """`reply` to `prompt` under the tokenizer's chat template. Raises `DataError` where the template refuses them."""
+def read_reply(tokenizer: Any, prompt: Sequence[Message], reply: str, *, ended: bool = True) -> ReadReply:
+    """`reply` to `prompt` under the tokenizer's chat template; without the tokens that end it unless it `ended`.
+
+    Raises `DataError` where the template refuses them.
+    """
     rendered = render(tokenizer, [*prompt, Message("assistant", reply)])
-    places = np.flatnonzero(rendered.reply_T == rendered.reply_T.max())
-    places = places[places > 0] if rendered.reply_T.max() >= 0 else places[:0]
+    number = sum(message.role == "assistant" for message in prompt)
+    mine = rendered.reply_T == number
+    if not ended:
+        mine &= rendered.reply_starts_T < len(reply.encode())
+    places = np.flatnonzero(mine)
+    places = places[places > 0]
     first, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (len(rendered.ids_T),) * 2
     return ReadReply(rendered.ids_T[:end], first)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling
 from consilience.prefer.data import Preference
-from consilience.prefer.likelihood import score_texts
+from consilience.prefer.likelihood import ReadReply, score_texts
 from consilience.prefer.reward import Scorer
 from consilience.prefer.rounds import Load, Reader, rows_of
 from consilience.records import write_jsonl
@@ -24,7 +24,7 @@ class Measured:
 
     prompts: tuple[str, ...]
     reward_P: NDArray[np.float64]  # NaN where no reply was judged
-    kl_P: NDArray[np.float64]  # log pi - log start of the policy's own replies, nats; NaN where none ended
+    kl_P: NDArray[np.float64]  # log pi - log start of the policy's own replies, nats; NaN where none could be read
     tokens_P: NDArray[np.float64]
     rewards_PS: list[list[float | None]]  # by sample: to be compared with another policy's, reply by reply
     statuses: Mapping[str, int]
@@ -56,23 +56,34 @@ def measure(
     texts_of = [[row["text"]] if row["text"] else [] for row in rows]
     for row, rewards in zip(rows, score([by_id[row["id"]] for row in rows], texts_of), strict=True):
         row["reward"] = rewards[0] if rewards else None
-    ended = [row for row in rows if row["status"] == ReplyStatus.OK and reader.by_id(row["id"], row["text"])]
-    _add_logprobs(ended, "logprob", chat_model, reader, batch_tokens)
+    reads = {index: read for index, row in enumerate(rows) if (read := _read(reader, row)) and read.tokens}
+    _add_logprobs(rows, reads, "logprob", chat_model, batch_tokens)
     del chat_model
     if policy == start:
-        for row in ended:
+        for row in rows:
             row["start_logprob"] = row["logprob"]
     else:
-        _add_logprobs(ended, "start_logprob", load(start), reader, batch_tokens)
+        _add_logprobs(rows, reads, "start_logprob", load(start), batch_tokens)
     write_jsonl(folder / "replies.jsonl", rows)
 
 
+def _read(reader: Reader, row: Mapping[str, Any]) -> ReadReply | None:
+    return reader(row["id"], row["text"], row["status"] != ReplyStatus.TRUNCATED)
+
+
 def _add_logprobs(
-    rows: Sequence[dict[str, Any]], name: str, chat_model: ChatModel, reader: Reader, batch_tokens: int
+    rows: Sequence[dict[str, Any]],
+    reads: Mapping[int, ReadReply],
+    name: str,
+    chat_model: ChatModel,
+    batch_tokens: int,
 ) -> None:
-    reads = [[read] for row in rows if (read := reader.by_id(row["id"], row["text"])) is not None]
-    for index, (value,) in score_texts(chat_model.model, reads, batch_tokens=batch_tokens, name=chat_model.name):
-        rows[index][name] = value
+    places = [*reads]
+    found = score_texts(
+        chat_model.model, [[reads[place]] for place in places], batch_tokens=batch_tokens, name=chat_model.name
+    )
+    for index, (value,) in found:
+        rows[places[index]][name] = value
 
 
 def read_measured(folder: Path) -> Measured:

@@ -17,7 +17,7 @@ class PairStatus(StrEnum):
     OK = "ok"
     IDENTICAL = "identical"  # chosen and rejected are the same text
     TIED = "tied"  # the judge scores all replies alike
-    TOO_FEW = "too few replies"  # fewer than two that ended, are not empty and were judged
+    TOO_FEW = "too few replies"  # fewer than two that are not empty and were judged, or none of them ended
     TOO_LONG = "too long"  # prompt and reply exceed max_tokens
     UNREADABLE = "unreadable"  # the chat template refuses the prompt, or one of its replies
     NO_SOURCE_REPLY = "no source reply"  # wrpo: the source model gave none
@@ -25,11 +25,15 @@ class PairStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A reply that may become chosen or rejected. `slot` says where it is from: `chosen`, `rejected`, `sample 0` ..."""
+    """A reply that may become chosen or rejected. `slot` says where it is from: `chosen`, `rejected`, `sample 0` ...
+
+    One that had not `ended` where it was cut off may lose, so that running on is unlearnt, and may not win.
+    """
 
     slot: str
     text: str
     score: float | None = None  # None: not judged
+    ended: bool = True
 
     @property
     def usable(self) -> bool:
@@ -48,9 +52,15 @@ class Pair:
 def best_worst(candidates: Sequence[Candidate]) -> Pair:
     """The best against the worst of all replies: of {y, offline pair} in SELM, of n samples; the first where tied."""
     judged = [candidate for candidate in candidates if candidate.usable]
-    if len(judged) < 2:
+    ended = [candidate for candidate in judged if candidate.ended]
+    if len(judged) < 2 or not ended:
         return Pair(PairStatus.TOO_FEW)
-    return _pair(max(judged, key=_score), min(judged, key=_score))
+    best, worst = max(ended, key=_score), min(judged, key=_score)
+    if best.score == worst.score:
+        return Pair(PairStatus.TIED)
+    if best.text == worst.text:
+        return Pair(PairStatus.IDENTICAL)
+    return Pair(PairStatus.OK, best.slot, worst.slot)
 
 
 def swap(candidates: Sequence[Candidate]) -> Pair:
@@ -81,11 +91,3 @@ def pair_up(rule: str, candidates: Sequence[Candidate]) -> Pair:
 def _score(candidate: Candidate) -> float:
     assert candidate.score is not None
     return candidate.score
-
-
-def _pair(chosen: Candidate, rejected: Candidate) -> Pair:
-    if chosen.score == rejected.score:
-        return Pair(PairStatus.TIED)
-    if chosen.text == rejected.text:
-        return Pair(PairStatus.IDENTICAL)
-    return Pair(PairStatus.OK, chosen.slot, rejected.slot)

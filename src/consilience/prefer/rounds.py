@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -45,7 +45,6 @@ from consilience.train import TrainSettings, finish, train
 
 OnProgress = Callable[[str, int, int], None]
 SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
-FIRST_SAMPLE = "sample 0"
 
 
 class ArmSettings(Settings):
@@ -172,8 +171,9 @@ class Round:
                 pair = [(slot, getattr(preference, slot)) for slot in OFFLINE]
                 mine += [Candidate(slot, text) for slot, text in pair if text is not None]
             for row in sampled.get(preference.id, []):
-                if row["status"] == ReplyStatus.OK:
-                    mine.append(Candidate(f"sample {row['sample']}", row["text"]))
+                if row["text"]:
+                    ended = row["status"] == ReplyStatus.OK
+                    mine.append(Candidate(f"sample {row['sample']}", row["text"], ended=ended))
         return found
 
     def _judge(self, candidates: Mapping[str, Sequence[Candidate]]) -> Path:
@@ -217,39 +217,45 @@ class Round:
         preference: Preference,
         candidates: Mapping[str, Sequence[Candidate]],
         scores: Mapping[tuple[str, str], float | None],
-        thirds: Mapping[str, str],
+        thirds: Mapping[str, Candidate],
     ) -> dict[str, Any]:
         """The record of one prompt: which replies are learnt from, and where they are from."""
-        mine = [Candidate(c.slot, c.text, scores.get((preference.id, c.slot))) for c in candidates[preference.id]]
-        pair, text = pair_up(self.settings.pair, mine), {candidate.slot: candidate.text for candidate in mine}
+        mine = [replace(c, score=scores.get((preference.id, c.slot))) for c in candidates[preference.id]]
+        pair, by_slot = pair_up(self.settings.pair, mine), {candidate.slot: candidate for candidate in mine}
         status, third = pair.status, thirds.get(preference.id)
+        if status == PairStatus.OK:
+            status = self._readable(preference, [by_slot[pair.chosen], by_slot[pair.rejected]])
         if third is not None and self._readable(preference, [third]) != PairStatus.OK:
             third = None
-        replies = {"chosen": text.get(pair.chosen), "rejected": text.get(pair.rejected), "third": third}
-        if status == PairStatus.OK:
-            status = self._readable(preference, [text[pair.chosen], text[pair.rejected]])
         if status == PairStatus.OK and third is None and self.settings.loss.name == "wrpo" and self.settings.has_third:
             status = PairStatus.NO_SOURCE_REPLY
-        slots = {"chosen_slot": pair.chosen, "rejected_slot": pair.rejected}
-        return {"id": preference.id, "status": status} | slots | replies
+        row: dict[str, Any] = {"id": preference.id, "status": status}
+        learnt = {"chosen": by_slot.get(pair.chosen), "rejected": by_slot.get(pair.rejected), "third": third}
+        for name, one in learnt.items():
+            row[name] = None if one is None else {"slot": one.slot, "text": one.text, "ended": one.ended}
+        return row
 
-    def _thirds(self) -> dict[str, str]:
+    def _thirds(self) -> dict[str, Candidate]:
         """The third reply of every prompt that has one, by prompt."""
         if self.settings.third == "policy":
             if self.settings.pair != "best_worst":
                 return {}  # nothing was sampled; where it was, an arm that learns from these pairs may ask for it
-            policy, sampling = self.policy, self.settings.sample
+            policy, sampling, whose = self.policy, self.settings.sample, "sample"
         elif not self.settings.has_third:
             return {}
         else:
-            policy = self.start if self.settings.third == "start" else _given(self.third_model)
+            whose = "start" if self.settings.third == "start" else "source"
+            policy = self.start if whose == "start" else _given(self.third_model)
             sampling = self.settings.sample.model_copy(update={"samples": 1})
-        replies = self._sample(policy, sampling)
-        return {id_: rows[0]["text"] for id_, rows in replies.items() if rows[0]["status"] == ReplyStatus.OK}
+        return {
+            id_: Candidate(f"{whose} 0", rows[0]["text"], ended=rows[0]["status"] == ReplyStatus.OK)
+            for id_, rows in self._sample(policy, sampling).items()
+            if rows[0]["text"]
+        }
 
-    def _readable(self, preference: Preference, replies: Iterable[str]) -> PairStatus:
+    def _readable(self, preference: Preference, replies: Iterable[Candidate]) -> PairStatus:
         for reply in replies:
-            read = self.reader(preference, reply)
+            read = self.reader(preference.id, reply.text, reply.ended)
             if read is None or not read.tokens or not read.first:
                 return PairStatus.UNREADABLE
             if len(read.ids_T) > self.settings.max_tokens:
@@ -260,15 +266,13 @@ class Round:
         """What became of the round's prompts and samples."""
         counts: dict[str, Any] = {"pairs": Counter(row["status"] for row in made)}
         learnt = [row for row in made if row["status"] == PairStatus.OK]
-        counts["chosen"] = Counter(row["chosen_slot"] for row in learnt)
-        counts["rejected"] = Counter(row["rejected_slot"] for row in learnt)
+        for name in ("chosen", "rejected"):
+            counts[name] = Counter(row[name]["slot"] for row in learnt)
         if self.settings.pair == "best_worst":
             replies = self._sample(self.policy, self.settings.sample).values()
             counts["samples"] = Counter(row["status"] for rows in replies for row in rows)
         if self.settings.has_third:
-            places = ("chosen", "rejected")
-            third = [next((p for p in places if row[p] == row["third"]), "neither") for row in learnt if row["third"]]
-            counts["third"] = Counter(third)
+            counts["third"] = Counter(_third_is(row) for row in learnt if row["third"])
         return counts
 
     # -- reference, train ------------------------------------------------------------------------------------------
@@ -297,12 +301,11 @@ class Round:
 
     def _replies(self, row: Mapping[str, Any]) -> tuple[str, tuple[ReadReply, ...], int]:
         """Name, replies as read, and the third reply's place among them."""
-        texts = [row["chosen"], row["rejected"]]
         third = row["third"] if self.settings.has_third else None
-        if third is not None and third not in texts:
-            texts.append(third)
-        place = NO_THIRD if third is None else texts.index(third)
-        read = [_given(self.reader.by_id(row["id"], text)) for text in texts]
+        is_ = _third_is(row) if third else ""
+        replies = [row["chosen"], row["rejected"], *([third] if is_ == "neither" else [])]
+        place = {"": NO_THIRD, "chosen": 0, "rejected": 1, "neither": 2}[is_]
+        read = [_given(self.reader(row["id"], reply["text"], reply["ended"])) for reply in replies]
         return row["id"], tuple(read), place
 
     def _reference(self, ids: Sequence[str], replies_of: Sequence[Sequence[ReadReply]]) -> list[list[float]]:
@@ -372,17 +375,25 @@ class Reader:
 
     def __init__(self, tokenizer: Any, preferences: Iterable[Preference]) -> None:
         self.tokenizer, self.preferences = tokenizer, {preference.id: preference for preference in preferences}
-        self.by_id = functools.lru_cache(maxsize=1 << 16)(self._by_id)
+        self.kept = functools.lru_cache(maxsize=1 << 16)(self._read)
 
-    def __call__(self, preference: Preference, reply: str) -> ReadReply | None:
-        return self.by_id(preference.id, reply)
-
-    def _by_id(self, id_: str, reply: str) -> ReadReply | None:
+    def __call__(self, id_: str, reply: str, ended: bool = True) -> ReadReply | None:
         """None where the chat template refuses the conversation."""
+        return self.kept(id_, reply, ended)
+
+    def _read(self, id_: str, reply: str, ended: bool) -> ReadReply | None:
         try:
-            return read_reply(self.tokenizer, self.preferences[id_].prompt, reply)
+            return read_reply(self.tokenizer, self.preferences[id_].prompt, reply, ended=ended)
         except DataError:
             return None
+
+
+def _third_is(row: Mapping[str, Any]) -> str:
+    """Which reply of a pair its third one is: `chosen`, `rejected` or `neither`."""
+    same = ("text", "ended")
+    return next(
+        (name for name in ("chosen", "rejected") if all(row[name][key] == row["third"][key] for key in same)), "neither"
+    )
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,10 @@ W, L, Y = (Candidate("chosen", "w", 1.0), Candidate("rejected", "l", 0.0), Candi
         ("best_worst", [Y, Candidate("sample 1", "z", 0.5)], Pair(PairStatus.TIED)),
         ("best_worst", [Y, Candidate("sample 1", " \n", 0.9)], Pair(PairStatus.TOO_FEW)),
         ("best_worst", [Y, Candidate("sample 1", "z", None)], Pair(PairStatus.TOO_FEW)),
+        # cut off: it may lose, and may not win
+        ("best_worst", [W, L, Candidate("sample 0", "y", 2.0, False)], Pair(PairStatus.OK, "chosen", "rejected")),
+        ("best_worst", [W, L, Candidate("sample 0", "y", -1.0, False)], Pair(PairStatus.OK, "chosen", "sample 0")),
+        ("best_worst", [Candidate(f"sample {i}", f"{i}", i, False) for i in range(2)], Pair(PairStatus.TOO_FEW)),
         ("swap", [W, L, Candidate("sample 0", "y", 9.0)], Pair(PairStatus.OK, "chosen", "rejected")),
         ("swap", [Candidate("chosen", "w", 0), Candidate("rejected", "l", 1)], Pair(PairStatus.OK, *OFFLINE[::-1])),
         ("offline", [Candidate("chosen", "w"), Candidate("rejected", "l")], Pair(PairStatus.OK, "chosen", "rejected")),
