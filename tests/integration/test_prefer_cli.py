@@ -22,7 +22,8 @@ RECIPE: dict[str, Any] = {
     "model": "tiny:chat",
     "data": {"path": "tiny:pairs.jsonl"},
     "held_out": {"path": "tiny:held_out.jsonl"},
-    "judge": {"function": "tiny:reward.py:score", "bradley_terry": 2},
+    "judge": {"kind": "function", "function": "tiny:reward.py:score"},
+    "annotator": 2,
     "rounds": 2,
     "sample": {"max_new_tokens": 10},
     "measure": {"sample": {"temperature": 1.0, "samples": 2, "max_new_tokens": 10}},
@@ -174,8 +175,8 @@ def test_refused_in_one_line(case: str, written: Callable[..., Path], tmp_path: 
     ("body", "message"),
     [
         ("return 1.0", "the judge gives 1 to all"),
-        ("return float('nan')", "gives nan for the reply"),
-        ("return 'good'", "gives 'good' for the reply"),
+        ("return float('nan')", "no score for any of"),
+        ("return 'good'", "gives 'good' for a reply"),
     ],
 )
 def test_a_reward_that_says_nothing_stops_the_run(
@@ -186,9 +187,9 @@ def test_a_reward_that_says_nothing_stops_the_run(
         model=str(run / "tiny" / "chat"),
         data={"path": str(run / "tiny" / "pairs.jsonl")},
         held_out={"path": str(run / "tiny" / "held_out.jsonl")},
-        judge={"function": "reward.py:score"},
+        judge={"kind": "function", "function": "reward.py:score"},
     )
-    (recipe.parent / "reward.py").write_text(f"def score(messages, reply, row):\n    {body}\n")
+    (recipe.parent / "reward.py").write_text(f"def score(prompt, reply, row):\n    {body}\n")
     answer = consilience("prefer", recipe, "--out", tmp_path / "run")
     assert answer.code == 2
     assert message in answer.err

@@ -20,14 +20,15 @@ import torch
 
 from consilience.config import load_recipe
 from consilience.errors import BackendError, ConfigError, DataError
+from consilience.judge import JudgeSettings
 from consilience.models import load_tokenizer
 from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of
 from consilience.pipelines.prefer_results import summarize
 from consilience.pipelines.recipe import Places
 from consilience.pipelines.tiny.preference import make_preference_world
 from consilience.prefer.data import Preference, read_preferences, slices
+from consilience.prefer.judging import Scorer
 from consilience.prefer.measure import measure, read_measured
-from consilience.prefer.reward import load_function
 from consilience.prefer.rounds import ArmSettings, Load, Policy, Reader, Round
 from consilience.report.preference import write_preference_report
 from consilience.rng import seed_of
@@ -104,7 +105,7 @@ class _Seed:
         tokenizer = load_tokenizer(self.start.path, code=recipe.trust_remote_code)
         self._refuse_other_vocabularies(tokenizer)
         learnt, held_out = self._read(any_pairs=any(arm.offline_pair for arm in arms.values()))
-        self.score = load_function(recipe.judge.function, self.places.file)
+        self.scorer = Scorer(self._judge(), self.places.recipe_folder, self.run.path / "judge.sqlite")
         self.reader = Reader(tokenizer, [*learnt, *held_out])
         self.parts = slices(learnt, recipe.rounds, recipe.prompts_per_round, seed_of(self.seed, "slices"))
         self.load = Load(recipe.train, code=recipe.trust_remote_code)
@@ -115,6 +116,15 @@ class _Seed:
             for number in range(1, recipe.rounds + 1):
                 policy = self._round(name, settings.in_round(number), number, policy).carry_out()
                 self._measure(policy, policy.home, held_out)
+        self.scorer.close()
+
+    def _judge(self) -> JudgeSettings:
+        """The recipe's judge, with the paths of this seed and of models that were fetched."""
+        judge = self.recipe.judge
+        if judge.function:
+            file, _, name = judge.function.rpartition(":")
+            return judge.model_copy(update={"function": f"{self.places.file(file).resolve()}:{name}"})
+        return judge.model_copy(update={"model": str(self.places.model(judge.model))}) if judge.model else judge
 
     def _make_tiny(self, folder: Path) -> None:
         assert self.recipe.tiny is not None
@@ -164,8 +174,8 @@ class _Seed:
             prompts=self.parts[number - 1],
             policy=policy,
             start=self.start,
-            score=self.score,
-            annotator=self.recipe.judge.bradley_terry,
+            scorer=self.scorer,
+            annotator=self.recipe.annotator,
             seed=self.seed,
             load=self.load,
             reader=self.reader,
@@ -189,9 +199,10 @@ class _Seed:
                 self.start.path,
                 held_out,
                 self.recipe.measure.sample.model_copy(update={"seed": seed_of(self.seed, "measure")}),
-                self.score,
+                self.scorer,
                 self.reader,
                 folder,
+                None if policy is self.start else self.run.path / self.start.home / "measure",
                 batch_tokens=self.recipe.batch_tokens,
                 on_progress=partial(self.on_progress, f"measure {home}"),
             )

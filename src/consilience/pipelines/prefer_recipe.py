@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from consilience.config import Settings
 from consilience.errors import ConfigError, nearest
+from consilience.judge import JudgeSettings
 from consilience.models import Sampling
 from consilience.pipelines.recipe import FILE_NAME
-from consilience.prefer.reward import JudgeSettings
 from consilience.prefer.rounds import ArmSettings
 
 POLICY = "policy"  # the only arm of a recipe that names none
@@ -67,6 +67,9 @@ class PreferRecipe(ArmSettings):
     data: PreferenceDataSettings
     held_out: HeldOutPromptsSettings = HeldOutPromptsSettings(share=0.05)
     judge: JudgeSettings
+    annotator: float | None = Field(
+        None, gt=0, description="for simulations: verdicts drawn with odds exp(this * difference in score)"
+    )
     rounds: int = Field(3, ge=1)
     prompts_per_round: int | None = Field(None, ge=1, description="default: the data in equal parts")
     arms: dict[str, dict[str, Any]] = Field({POLICY: {}}, description="name: what differs from the recipe's settings")
@@ -142,7 +145,11 @@ class PreferRecipe(ArmSettings):
 
 def files_of(recipe: PreferRecipe) -> dict[str, str]:
     """The data files and functions that the recipe names, by key."""
-    files = {"data": recipe.data.path, "judge.function": recipe.judge.function.rpartition(":")[0]}
+    files = {"data": recipe.data.path}
+    if recipe.judge.function:
+        files["judge.function"] = recipe.judge.function.rpartition(":")[0]
+    if recipe.judge.prompts:
+        files["judge.prompts"] = recipe.judge.prompts
     if recipe.held_out.path:
         files["held_out"] = recipe.held_out.path
     return files
@@ -151,6 +158,8 @@ def files_of(recipe: PreferRecipe) -> dict[str, str]:
 def models_of(recipe: PreferRecipe) -> dict[str, str]:
     """The models that the recipe names, by key."""
     models = {"model": recipe.model}
+    if recipe.judge.model:
+        models["judge.model"] = recipe.judge.model
     for name, settings in recipe.of_arms().items():
         if settings.third not in ("policy", "start"):
             models[f"arms.{name}.third"] = settings.third

@@ -70,7 +70,7 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
             "samples": recipe.measure.sample.samples,
             "temperature": recipe.measure.sample.temperature,
         },
-        "judge": recipe.judge.model_dump(mode="json"),
+        "judge": recipe.judge.model_dump(mode="json", exclude_unset=True) | {"annotator": recipe.annotator},
         "baseline": recipe.baseline_name,
         "result": recipe.result_name,
         "start": {

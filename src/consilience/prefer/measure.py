@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling
 from consilience.prefer.data import Preference
+from consilience.prefer.judging import Scorer
 from consilience.prefer.likelihood import ReadReply, score_texts
-from consilience.prefer.reward import Scorer
 from consilience.prefer.rounds import Load, Reader, rows_of
 from consilience.records import write_jsonl
+
+REPLIES = "replies.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +38,39 @@ def measure(
     start: Path,
     prompts: Sequence[Preference],
     sampling: Sampling,
-    score: Scorer,
+    scorer: Scorer,
     reader: Reader,
     folder: Path,
+    rivals: Path | None,
     *,
     batch_tokens: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes replies.jsonl: every reply with its status, length, reward, and log-probability under policy and start."""
+    """Writes replies.jsonl: every reply with its status, length, reward, and log-probability under policy and start.
+
+    `rivals` is the folder of the start policy's measurement, which a judge that only compares needs; None for its own.
+    """
     by_id = {preference.id: preference for preference in prompts}
     chat_model = load(policy)
     asked = [Prompt(preference.id, preference.prompt) for preference in prompts]
     rows: list[dict[str, Any]] = []
     for reply in LocalSampler(chat_model).sample(asked, sampling):
-        rows.append({"id": reply.id, "sample": reply.sample, "text": reply.text.strip(), "status": reply.status})
+        rows.append(
+            {"id": reply.id, "sample": reply.sample, "text": reply.text.strip(), "status": reply.status, "state": ""}
+        )
         rows[-1] |= {"tokens": reply.tokens, "reward": None, "logprob": None, "start_logprob": None}
         on_progress(len(rows), len(prompts) * sampling.samples)
     rows.sort(key=lambda row: (row["id"], row["sample"]))
-    texts_of = [[row["text"]] if row["text"] else [] for row in rows]
-    for row, rewards in zip(rows, score([by_id[row["id"]] for row in rows], texts_of), strict=True):
-        row["reward"] = rewards[0] if rewards else None
+    theirs = {(row["id"], row["sample"]): row["text"] for row in (rows_of(rivals / REPLIES) if rivals else rows)}
+    said = [row for row in rows if row["text"]]
+    judged = scorer.measure(
+        [by_id[row["id"]] for row in said],
+        [row["text"] for row in said],
+        [theirs[row["id"], row["sample"]] for row in said],
+        on_progress,
+    )
+    for row, scored in zip(said, judged, strict=True):
+        row["reward"], row["state"] = scored
     reads = {index: read for index, row in enumerate(rows) if (read := _read(reader, row)) and read.tokens}
     _add_logprobs(rows, reads, "logprob", chat_model, batch_tokens)
     del chat_model
@@ -64,7 +79,7 @@ def measure(
             row["start_logprob"] = row["logprob"]
     else:
         _add_logprobs(rows, reads, "start_logprob", load(start), batch_tokens)
-    write_jsonl(folder / "replies.jsonl", rows)
+    write_jsonl(folder / REPLIES, rows)
 
 
 def _read(reader: Reader, row: Mapping[str, Any]) -> ReadReply | None:
@@ -90,7 +105,7 @@ def read_measured(folder: Path) -> Measured:
     """What `measure` wrote."""
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     statuses: dict[str, int] = {}
-    for row in rows_of(folder / "replies.jsonl"):
+    for row in rows_of(folder / REPLIES):
         by_prompt.setdefault(row["id"], []).append(row)
         statuses[row["status"]] = statuses.get(row["status"], 0) + 1
     rows_P = list(by_prompt.values())

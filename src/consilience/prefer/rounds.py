@@ -26,6 +26,7 @@ from consilience.config import Settings, known
 from consilience.errors import ConfigError, DataError
 from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling, load_model
 from consilience.prefer.data import Preference
+from consilience.prefer.judging import Scorer, noisy, refuse_useless
 from consilience.prefer.learn import (
     NO_THIRD,
     PairExample,
@@ -37,7 +38,6 @@ from consilience.prefer.learn import (
 from consilience.prefer.likelihood import ReadReply, read_reply, reading, score_texts
 from consilience.prefer.losses import WITH_THIRD, WITHOUT_REFERENCE, LossSettings
 from consilience.prefer.pairs import JUDGED, OFFLINE, PAIRINGS, Candidate, PairStatus, pair_up
-from consilience.prefer.reward import Scorer, noisy, refuse_constant
 from consilience.records import read_rows, write_jsonl
 from consilience.rng import seed_of
 from consilience.run import RunFolder, write_json
@@ -111,7 +111,7 @@ class Round:
     prompts: Sequence[Preference]
     policy: Policy
     start: Policy
-    score: Scorer
+    scorer: Scorer
     annotator: float | None  # scale of the Bradley-Terry noise on scores
     seed: int
     load: Load
@@ -181,18 +181,17 @@ class Round:
 
         def make(folder: Path) -> None:
             rows: list[dict[str, Any]] = []
-            self.on_progress(f"judge {self.home}", 0, len(self.prompts))
             texts_of = [[candidate.text for candidate in candidates[p.id]] for p in self.prompts]
-            for preference, rewards in zip(self.prompts, self.score(self.prompts, texts_of), strict=True):
-                mine = candidates[preference.id]
+            scored_of = self.scorer.rank(self.prompts, texts_of, functools.partial(self.on_progress, where))
+            refuse_useless([scored for of_prompt in scored_of for scored in of_prompt], self.home)
+            for preference, of_prompt in zip(self.prompts, scored_of, strict=True):
+                mine, rewards = candidates[preference.id], [scored.value for scored in of_prompt]
                 names = [f"{self.number}/{preference.id}/{candidate.slot}" for candidate in mine]
                 scores = noisy(rewards, self.annotator, seed=self.seed, names=names) if self.annotator else rewards
                 rows += [
-                    {"id": preference.id, "slot": candidate.slot, "reward": reward, "score": score}
-                    for candidate, reward, score in zip(mine, rewards, scores, strict=True)
+                    {"id": preference.id, "slot": c.slot, "reward": scored.value, "score": score, "state": scored.state}
+                    for c, scored, score in zip(mine, of_prompt, scores, strict=True)
                 ]
-            self.on_progress(f"judge {self.home}", len(self.prompts), len(self.prompts))
-            refuse_constant([row["reward"] for row in rows], self.home)
             write_jsonl(folder / "verdicts.jsonl", rows)
 
         return self.run.stage(where, make)
@@ -268,6 +267,9 @@ class Round:
         learnt = [row for row in made if row["status"] == PairStatus.OK]
         for name in ("chosen", "rejected"):
             counts[name] = Counter(row[name]["slot"] for row in learnt)
+        if self.settings.pair in JUDGED:
+            verdicts = rows_of(self.run.path / self.home / "judge" / "verdicts.jsonl")
+            counts["verdicts"] = Counter(row["state"] for row in verdicts)
         if self.settings.pair == "best_worst":
             replies = self._sample(self.policy, self.settings.sample).values()
             counts["samples"] = Counter(row["status"] for rows in replies for row in rows)

@@ -10,9 +10,9 @@ import pytest
 
 from consilience.errors import ConfigError, DataError
 from consilience.prefer.data import read_preferences, rows_of, slices
+from consilience.prefer.judging import noisy
 from consilience.prefer.pairs import OFFLINE, Candidate, Pair, PairStatus, pair_up
-from consilience.prefer.reward import load_function, noisy, refuse_constant
-from consilience.records import Message, write_jsonl
+from consilience.records import write_jsonl
 
 W, L, Y = (Candidate("chosen", "w", 1.0), Candidate("rejected", "l", 0.0), Candidate("sample 0", "y", 0.5))
 
@@ -107,33 +107,6 @@ def test_slices_are_without_replacement_and_contiguous(tmp_path: Path) -> None:
     assert parts != [sorted(part) for part in parts]
     with pytest.raises(DataError, match="3 rounds of 4 prompts need 12, and the data has 11"):
         slices(found, 3, 4, seed=0)
-
-
-def test_a_reward_must_be_a_number(tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def length(messages, reply, row): return len(reply) + row['more']\n"
-        "def broken(messages, reply, row): return float('nan')\n"
-    )
-    write_jsonl(tmp_path / "data.jsonl", [{"id": "p", "prompt": "Hi", "more": 1}])
-    prompts = read_preferences(tmp_path / "data.jsonl", pairs=False)
-    assert prompts[0].prompt == (Message("user", "Hi"),)
-    assert load_function("reward.py:length", lambda name: tmp_path / name)(prompts, [["a", "abc"]]) == [[2.0, 4.0]]
-    with pytest.raises(DataError, match="gives nan for the reply 'a' to prompt 'p'"):
-        load_function("reward.py:broken", lambda name: tmp_path / name)(prompts, [["a"]])
-    with pytest.raises(ConfigError, match="Did you mean 'length'"):
-        load_function("reward.py:lenght", lambda name: tmp_path / name)
-    with pytest.raises(ConfigError, match="no file"):
-        load_function("other.py:length", lambda name: tmp_path / name)
-    with pytest.raises(ConfigError, match=r"expected FILE\.py:NAME"):
-        load_function("reward", lambda name: tmp_path / name)
-
-
-def test_a_constant_reward_stops() -> None:
-    refuse_constant([1.0, 1.0, 2.0], "round")
-    with pytest.raises(DataError, match="gives 1 to all 3 replies"):
-        refuse_constant([1.0, 1.0, 1.0], "round")
-    with pytest.raises(DataError, match="no score to any of 2"):
-        refuse_constant([None, None], "round")
 
 
 def test_the_noisy_annotator_is_bradley_and_terrys() -> None:

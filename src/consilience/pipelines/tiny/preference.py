@@ -10,7 +10,7 @@ alignment takes from two replies goes to others, and with more tokens it went to
     FOLDER/chat/            the start policy, a Hugging Face checkpoint
     FOLDER/pairs.jsonl      prompts, each with a chosen and a rejected reply of the kind that it was trained on
     FOLDER/held_out.jsonl   prompts alone, none of them in pairs.jsonl
-    FOLDER/reward.py        score(messages, reply, row): the reward
+    FOLDER/reward.py        score(prompt, reply): the reward
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from pathlib import Path
 KNOWN = json.loads((Path(__file__).parent / "reward.json").read_text())
 
 
-def score(messages, reply, row):
-    first, said = messages[-1]["content"].split()[0], reply.split()
+def score(prompt, reply):
+    first, said = prompt[-1].content.split()[0], reply.split()
     words = [word for word in said if word in KNOWN["words"]][: KNOWN["length"]]
     worth = sum(KNOWN["words"][word] + KNOWN["after"][first][word] for word in words)
     worth += sum(KNOWN["neighbours"][one][next_] for one, next_ in zip(words, words[1:]))
