@@ -6,17 +6,47 @@ from pathlib import Path
 
 import pytest
 
-from consilience.config import load_recipe
+from consilience.config import load_recipe, load_tree
 from consilience.pipelines.demo import demo_recipe
+from consilience.pipelines.prefer_recipe import PreferRecipe
 from consilience.pipelines.recipe import FuseRecipe
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+ALL = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+RECIPES = [path for path in ALL if "pivot" in load_tree(path)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipe_is_sound(path: Path) -> None:
     recipe = load_recipe(path, FuseRecipe)
     assert recipe.result_name in {*recipe.merges, *recipe.target_names}
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if "judge" in load_tree(path)], ids=lambda path: path.stem)
+def test_the_preference_recipe_is_sound(path: Path) -> None:
+    recipe = load_recipe(path, PreferRecipe)
+    assert {*recipe.of_arms()} == {*recipe.arms}
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "batch_size", "rates", "offline_rounds"),
+    [
+        ("selm-zephyr", 1e-3, 256, (5e-7, 5e-7, 5e-7, 1e-7), 1),
+        ("selm-llama3", 1e-4, 128, (5e-7, 3e-7, 1e-7), 0),
+    ],
+)
+def test_selms_published_settings(
+    name: str, alpha: float, batch_size: int, rates: tuple[float, ...], offline_rounds: int
+) -> None:
+    # SELM (arXiv 2405.19332, appendix D): beta 0.01, cosine, warm-up 0.1, one epoch, greedy replies.
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"), PreferRecipe)
+    selm = recipe.of_arms()["selm"]
+    assert (selm.loss.name, selm.loss.alpha, selm.loss.beta, selm.loss.times_beta) == ("selm", alpha, 0.01, True)
+    assert (selm.train.batch_size, selm.train.epochs, selm.train.warmup) == (batch_size, 1, 0.1)
+    assert (selm.learning_rates, selm.offline_rounds, selm.sample.temperature) == (rates, offline_rounds, 0)
+    assert recipe.decompositions() == [("selm", "selm-replay", "dpo")]
+    first = selm.in_round(1)
+    assert first.loss.name == ("dpo" if offline_rounds else "selm")
+    assert first.train.learning_rate == 5e-7
 
 
 def test_the_demonstrations_recipe_is_among_them() -> None:
