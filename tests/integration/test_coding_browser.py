@@ -214,6 +214,7 @@ def test_numbers(project: Callable[..., Path], window: Callable[..., Any]) -> No
         press(tab, "Enter")
         tab.keyboard.type("70")
         assert tab.get_attribute("#number", "aria-invalid") == "true"
+        assert tab.get_by_role("alert").filter(has_text="Not saved: expected 0 to 10.").is_visible()
         press(tab, "Backspace", "Enter", "Escape", "x", "Enter")
         assert list(stored(folder, "anna").values()) == ["7.5", "7", "unclear"]
 

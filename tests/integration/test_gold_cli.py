@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +297,23 @@ def test_samples_from_elsewhere_that_cannot_be(consilience: Consilience, project
     assert answer.code == 2
     assert said in answer.err
     assert not (project / "gold.sqlite").exists()
+
+
+def test_without_fastapi_the_next_step_is_said(
+    consilience: Consilience, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consilience(*plan_words(project, "--n", 12))
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "consilience.serve.coding", raising=False)
+    answer = consilience("gold", "code", project)
+    assert answer.code == 2
+    assert "needs the package fastapi: pip install 'consilience[annotate]'" in answer.err
+
+
+def test_a_port_that_is_taken(consilience: Consilience, project: Path) -> None:
+    consilience(*plan_words(project, "--n", 12))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        answer = consilience("gold", "code", project, "--port", other.getsockname()[1])
+    assert "is taken by another program" in answer.err

@@ -132,10 +132,21 @@ def code(
 ) -> None:
     """Code the gold sample in the browser, blind to every model; stop with Ctrl-C."""
     from consilience.annotate.coding.project import project_codebook
-    from consilience.serve.coding import coding_page
+    from consilience.errors import BackendError
+    from consilience.serve.guard import is_loopback
 
-    page = coding_page(project, project_codebook(project), host=host, port=port)
+    codebook = project_codebook(project)
+    try:
+        from consilience.serve.coding import coding_page
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"the coding page needs the package {error.name}: pip install 'consilience[annotate]'. "
+            "Without it, consilience gold export writes a spreadsheet to code in."
+        ) from None
+    page = coding_page(project, codebook, host=host, port=port)
     print("code here (stop with Ctrl-C; everything is saved as you type):")
+    if not is_loopback(host):
+        print("anyone on this network with an address below can code and read; the connection is not encrypted:")
     print(*page.urls, sep="\n", flush=True)
     page.server.run(sockets=[page.socket])
 

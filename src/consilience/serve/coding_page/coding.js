@@ -343,17 +343,19 @@ function toggle(name) {
 
 function number() {
   const [low, high] = book.range
+  const fault = make("span", {id: "fault", role: "alert"})
   const input = make("input", {
-    id: "number", className: "answer", inputMode: "decimal", value: answer.status === "coded" ? answer.value : "",
+    id: "number", className: "answer", "aria-describedby": "fault", inputMode: "decimal", value: answer.status === "coded" ? answer.value : "",
     oninput: () => {
       const given = input.value.trim().replace(",", ".")
       const good = given !== "" && !isNaN(given) && Number(given) >= low && Number(given) <= high
       input.setAttribute("aria-invalid", String(given !== "" && !good))
+      fault.textContent = given === "" || good ? "" : `Not saved: expected ${low} to ${high}.`
       if (good) typed("coded", String(Number(given)))
       else if (answer.status !== "open") typed("open", null)
     },
   })
-  return [make("label", {for: "number"}, `A number from ${low} to ${high} `), input]
+  return [make("div", {className: "row"}, make("label", {for: "number"}, `A number from ${low} to ${high}`), input, fault)]
 }
 
 function sentences() {
