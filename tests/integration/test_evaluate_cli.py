@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fake_endpoint import Reply, choices, fake_server
 from verdict_words import VERDICT_WORDS, spoken
 
 Command = Callable[..., Any]
@@ -198,7 +199,10 @@ def test_a_single_model_is_estimated_and_not_compared(
         ({"tasks.say.sampling.temperature": 0}, "2 samples at temperature 0 are the same reply"),
         ({"tasks.say.function": "no.py:f"}, "tasks.say.function: no file 'no.py'"),
         ({"tasks.say.function": "say.jsonl:f"}, "expected FILE.py:NAME"),
-        ({"models.wren": {"path": "a", "answers": "b"}}, "a model takes one of"),
+        (
+            {"models.wren": {"path": "a", "answers": "b"}},
+            "a model takes one of path, endpoint and answers; got path and answers",
+        ),
         ({"models.wren": "no/such/model"}, "no model folder 'no/such/model'"),
         ({"models.old.answers": {"sya": "x"}}, "no file 'x'"),
         ({"reference": "pivto"}, "no model is called 'pivto'. Did you mean 'pivot'?"),
@@ -234,3 +238,46 @@ def test_another_recipe_does_not_go_on_with_a_run(consilience: Command, tree: di
     refused = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run")
     assert refused.code == 2
     assert "setting tasks.say.sampling.temperature was 1.0, now 0.5" in refused.err
+
+
+def test_a_server_that_fails_half_the_time(consilience: Command, tree: dict[str, Any], tmp_path: Path) -> None:
+    """Every item ends with a status, and nothing that was answered is asked again."""
+
+    def behave(body: dict[str, Any], nth: int) -> Reply:
+        said = body["messages"][-1]["content"]
+        if said in ("Say lamp", "Say maps"):
+            return Reply({"error": {"message": "<b>no</b>"}}, status=400)
+        if said == "Say birds":
+            return Reply(choices("", finish="content_filter"))
+        return Reply(choices("It is " + said.split()[-1], finish="length" if said == "Say bread" else "stop"))
+
+    tree["tasks"]["say"]["sampling"] = {}
+    with fake_server(behave) as server:
+        settings = {"url": server.url, "model": "m", "retries": 0}
+        tree["models"] = {"served": {"endpoint": settings}, "old": tree["models"]["old"]}
+        tree["cache"] = str(tmp_path / "paid.sqlite")
+        answer = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
+        assert answer.code == 0, answer.err
+        first = len(server.asked)
+        served = answer.json["tasks"]["say"]["comparisons"]["contains"]["models"]["served"]
+        assert served["statuses"] == {"scored": 3, "error": 2, "reply withheld by a filter, counted as wrong": 1}
+        assert served["estimate"]["value"] == pytest.approx(3 / 4)
+        strict = answer.json["tasks"]["say"]["comparisons"]["exact"]["models"]["served"]
+        assert strict["statuses"]["reply cut off, counted as wrong"] == 1
+        again = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "other", "--json")
+        assert again.code == 0
+        assert server.contents[first:] == ["Say lamp", "Say maps"]  # what had no answer
+
+
+def test_a_missing_key_is_named_before_anything_is_asked(
+    consilience: Command, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    tree["models"]["served"] = {
+        "endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "NO_SUCH_KEY"}
+    }
+    answer = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert "NO_SUCH_KEY is not set" in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "run" / "answers").exists()

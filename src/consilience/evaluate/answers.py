@@ -76,6 +76,7 @@ def _record(row: Mapping[str, Any]) -> Record:
 
 def ask(
     sampler: Sampler,
+    model: str,
     task: str,
     asked: Sequence[Asked],
     path: Path,
@@ -97,7 +98,7 @@ def ask(
         until += sum(one.sampling.samples for one in chunk)
         if until <= known:
             continue
-        found = _ask_chunk(sampler, task, chunk, partial(_add, on_progress, len(records), total))
+        found = _ask_chunk(sampler, model, task, chunk, partial(_add, on_progress, len(records), total))
         records += found
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write("".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in found))
@@ -137,7 +138,9 @@ def _whole_chunks(path: Path, task: str, chunks: Sequence[Sequence[Asked]]) -> l
     return [_record(row) for row in rows[:whole]]
 
 
-def _ask_chunk(sampler: Sampler, task: str, chunk: Sequence[Asked], on_reply: Callable[[int], None]) -> list[Record]:
+def _ask_chunk(
+    sampler: Sampler, model: str, task: str, chunk: Sequence[Asked], on_reply: Callable[[int], None]
+) -> list[Record]:
     sampling = chunk[0].sampling
     prompts = [one.prompt(task) for one in chunk]
     replies: dict[str, dict[int, Reply]] = defaultdict(dict)
@@ -151,7 +154,7 @@ def _ask_chunk(sampler: Sampler, task: str, chunk: Sequence[Asked], on_reply: Ca
             item=one.item,
             turn=one.turn,
             sample=one.sample + sample,
-            model=sampler.name,
+            model=model,
             messages=one.messages,
             reply=reply.text,
             status=reply.status,

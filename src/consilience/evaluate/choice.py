@@ -39,6 +39,11 @@ class ChoiceSettings(QuestionSettings):
     delimiter: str = " "
     batch_tokens: int = 8192
 
+    @property
+    def needs_chat(self) -> bool:
+        """Plain text needs no template, so a base model may be asked."""
+        return self.chat
+
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:

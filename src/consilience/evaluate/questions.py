@@ -37,6 +37,11 @@ class QuestionSettings(Settings):
     limit: int | None = Field(None, ge=1)
     sampling: Sampling = Sampling()
 
+    @property
+    def needs_chat(self) -> bool:
+        """Whether a model is asked through its chat template."""
+        return True
+
     @field_validator("prompt")
     @classmethod
     def _has_whole_fields(cls, prompt: str | None) -> str | None:

@@ -26,10 +26,11 @@ from consilience.evaluate.checked import CheckedSettings, CheckedTask, IfevalSet
 from consilience.evaluate.choice import ChoiceSettings, ChoiceTask, choice_task, read_likelihoods, write_likelihoods
 from consilience.evaluate.logs import Log, Score, scores_row
 from consilience.models import Sampler
+from consilience.models.endpoint import Endpoint
 from consilience.pipelines.compare import CompareSettings, compared
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
 from consilience.pipelines.recipe import Places
-from consilience.records import write_jsonl
+from consilience.records import Message, write_jsonl
 from consilience.report.evaluation import write_evaluation_report
 from consilience.run import RunFolder, fingerprint, open_run, versions, write_json
 
@@ -87,6 +88,12 @@ class _Evaluation:
 
     def __init__(self, recipe: EvaluateRecipe, places: Places, run: RunFolder, on_progress: OnProgress) -> None:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
+        self.notes: list[str] = []  # what servers do otherwise than asked
+
+    @property
+    def _cache(self) -> Path:
+        """The file that servers' answers are kept in: none of them is paid twice."""
+        return self.places.file(self.recipe.cache) if self.recipe.cache else self.run.path / "cache.sqlite"
 
     def carry_out(self) -> EvaluateResult:
         if self.recipe.tiny is not None:
@@ -95,9 +102,12 @@ class _Evaluation:
         for task in tasks.values():
             _refuse_one_unit(task)
         for name in self.recipe.models:
-            model = _Model(self.recipe, self.places, name)
-            for task in tasks.values():
-                self._answer(model, task)
+            _Model(self.recipe, self.places, name, self._cache).refuse_unusable([*tasks])
+        for name in self.recipe.models:
+            with _Model(self.recipe, self.places, name, self._cache) as model:
+                for task in tasks.values():
+                    self._answer(model, task)
+                self.notes += model.notes
         scores = {name: self._scores(task) for name, task in tasks.items()}
         rows = (
             scores_row(name, score, tasks[name].metrics[score.metric], "") for name in tasks for score in scores[name]
@@ -113,6 +123,7 @@ class _Evaluation:
                 self.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
             ),
             "level": self.recipe.level,
+            "notes": [*dict.fromkeys(self.notes)],
             "models": {name: {"about": self._about(name)} for name in self.recipe.models},
             "tasks": {name: self._result(task, scores[name]) for name, task in tasks.items()},
         }
@@ -158,7 +169,8 @@ class _Evaluation:
             records: list[Record] = []
             turn = 1
             while asked := task.asked(turn, records):
-                records += ask(sampler, task.name, asked, folder / f"turn-{turn}.jsonl", on_progress=on_progress)
+                path = folder / f"turn-{turn}.jsonl"
+                records += ask(sampler, model.name, task.name, asked, path, on_progress=on_progress)
                 turn += 1
             write_jsonl(folder / "records.jsonl", (record.to_json() for record in records))
             for part in folder.glob("turn-*.jsonl"):
@@ -214,6 +226,8 @@ class _Evaluation:
 
     def _about(self, name: str) -> str:
         model = self.recipe.models[name]
+        if model.endpoint is not None:
+            return f"{model.endpoint.model} at {model.endpoint.url}"
         return str(model.path) if model.path is not None else "finished replies"
 
     def _samples(self, task: Task) -> list[dict[str, Any]]:
@@ -236,11 +250,43 @@ class _Evaluation:
 
 
 class _Model:
-    """A model of the recipe, loaded when it is first asked something."""
+    """A model of the recipe, loaded or connected to when it is first asked something."""
 
-    def __init__(self, recipe: EvaluateRecipe, places: Places, name: str) -> None:
-        self.recipe, self.places, self.name = recipe, places, name
+    def __init__(self, recipe: EvaluateRecipe, places: Places, name: str, cache: Path) -> None:
+        self.recipe, self.places, self.name, self.cache = recipe, places, name, cache
         self.settings = recipe.models[name]
+        self.endpoint: Endpoint | None = None
+
+    def __enter__(self) -> _Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.endpoint is not None:
+            self.endpoint.close()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the server does otherwise than asked."""
+        return [f"{self.name}: {note}" for note in self.endpoint.notes] if self.endpoint else []
+
+    def refuse_unusable(self, tasks: Sequence[str]) -> None:
+        """Raises for a missing key, weights, tokenizer, chat template or file, before anything is asked or paid."""
+        if self.settings.endpoint is not None:
+            self.settings.endpoint.api_key()
+        if self.settings.path is not None:
+            from consilience.chat import render_prompt
+            from consilience.models import load_tokenizer
+            from consilience.weights import Checkpoint
+
+            path = self.places.model(self.settings.path)
+            Checkpoint(path)
+            tokenizer = load_tokenizer(path, code=self.recipe.trust_remote_code)
+            if any(self.recipe.tasks[task].needs_chat for task in tasks):
+                render_prompt(tokenizer, [Message("user", "Hello")])
+        for task in tasks:
+            finished = self.settings.answers_to(task)
+            if finished is not None:
+                FinishedAnswers(self.name, self.places.file(finished), task)
 
     @cached_property
     def loaded(self) -> Any:
@@ -264,6 +310,10 @@ class _Model:
         finished = self.settings.answers_to(task)
         if finished is not None:
             return FinishedAnswers(self.name, self.places.file(finished), task)
+        if self.settings.endpoint is not None:
+            if self.endpoint is None:
+                self.endpoint = Endpoint(self.settings.endpoint, cache=self.cache)
+            return self.endpoint
         from consilience.models import LocalSampler
 
         return LocalSampler(self.loaded, self.settings.batch_size)

@@ -10,22 +10,24 @@ from consilience.config import Settings
 from consilience.errors import ConfigError, pick
 from consilience.evaluate.checked import CheckedSettings, IfevalSettings
 from consilience.evaluate.choice import ChoiceSettings
+from consilience.models.endpoint import EndpointSettings
 from consilience.pipelines.recipe import FILE_NAME, TinySettings
 
 
 class ModelSettings(Settings):
-    """One model: a folder or hub name run in this process, or files of its finished replies by task."""
+    """One model: a folder or hub name run in this process, one behind a server, or finished replies in files."""
 
     path: str | None = None
+    endpoint: EndpointSettings | None = None
     answers: str | dict[str, str] | None = Field(None, description="a file, or one for every task")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: int = Field(64, ge=1, description="replies written at once")
 
     @model_validator(mode="after")
     def _one_of_its_kinds(self) -> Self:
-        given = [name for name in ("path", "answers") if getattr(self, name) is not None]
+        given = [name for name in ("path", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ConfigError(f"a model takes one of path and answers; got {' and '.join(given) or 'neither'}")
+            raise ConfigError(f"a model takes one of path, endpoint and answers; got {' and '.join(given) or 'none'}")
         return self
 
     def answers_to(self, task: str) -> str | None:
@@ -53,6 +55,7 @@ class EvaluateRecipe(Settings):
     reference: str | None = Field(None, description="the model that differences are shown to")
     margins: dict[str, float] = Field({}, description="a difference that would matter, by task")
     level: float = Field(0.95, gt=0, lt=1)
+    cache: str | None = Field(None, description="the file of paid answers; default: one in the run folder")
     seed: int = 0
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: one per core")
     trust_remote_code: bool = False

@@ -32,7 +32,7 @@ def write_evaluation_report(results: Mapping[str, Any], path: Path) -> None:
             results=results,
             tasks=[_task(place, name, task) for place, (name, task) in enumerate(results["tasks"].items())],
             not_included=_each_once(compared, "not_included"),
-            notes=_each_once(compared, "notes"),
+            notes=[*results["notes"], *_each_once(compared, "notes")],
             methods=methods(compared),
         )
     )

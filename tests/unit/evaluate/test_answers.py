@@ -37,7 +37,7 @@ ASKED = [Asked(f"q{i}", (Message("user", f"say {i}"),), WARM if i % 3 else COLD)
 
 
 def test_every_reply_is_there_once_and_in_order(tmp_path: Path) -> None:
-    records = ask(Echo(), "task", ASKED, tmp_path / "r.jsonl")
+    records = ask(Echo(), "echo", "task", ASKED, tmp_path / "r.jsonl")
     assert read_records(tmp_path / "r.jsonl") == records
     assert sorted((record.item, record.sample) for record in records) == sorted(
         (one.item, sample) for one in ASKED for sample in range(one.sampling.samples)
@@ -52,11 +52,11 @@ def test_a_stopped_file_is_gone_on_with_to_the_same_end(
 ) -> None:
     monkeypatch.setattr(answers, "CHUNK", 3)
     whole = tmp_path / "whole.jsonl"
-    ask(Echo(), "task", ASKED, whole)
+    ask(Echo(), "echo", "task", ASKED, whole)
     stopped = tmp_path / "stopped.jsonl"
     stopped.write_bytes(whole.read_bytes()[:kept])
     again = Echo()
-    ask(again, "task", ASKED, stopped)
+    ask(again, "echo", "task", ASKED, stopped)
     assert stopped.read_bytes() == whole.read_bytes()
     if kept == 10_000:
         assert again.asked == []
