@@ -9,6 +9,7 @@ from consilience.cli.tables import columns, shown
 from consilience.evaluate.comparison import shown_probability
 
 MOST_RANKED = 12
+NOTHING_DIFFERS = "where no item differs the sample says nothing of how far a difference could be from 0."
 
 
 def comparison_table(result: Mapping[str, Any]) -> str:
@@ -29,7 +30,14 @@ def comparison_table(result: Mapping[str, Any]) -> str:
 def brief_comparison(result: Mapping[str, Any]) -> str:
     """Estimates, paired differences and what has no score, of one comparison among several."""
     pairs = [pair for pair in result["pairs"] if pair["shown"]]
-    blocks = [_head(result), _models(result), _pairs(pairs, result) if pairs else "", _statuses(result)]
+    has_statuses = any(model["statuses"] for model in result["models"].values())
+    blocks = [
+        _head(result),
+        _models(result),
+        _pairs(pairs, result) if pairs else "",
+        NOTHING_DIFFERS if any(pair["unlike"] == 0 for pair in pairs) else "",
+        _statuses(result) if has_statuses else "",
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -121,7 +129,7 @@ def _foot(result: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
     if len(pairs) < len(result["pairs"]):
         lines.append(f"{len(pairs)} of {len(result['pairs'])} differences are shown; --json and --html have all.")
     if any(pair["unlike"] == 0 for pair in pairs):
-        lines.append("where no item differs the sample says nothing of how far a difference could be from 0.")
+        lines.append(NOTHING_DIFFERS)
     lines += [f"note: {note}" for note in result["notes"]]
     lines += ["The intervals do not include:", *(f"- {left_out}" for left_out in result["not_included"])]
     return "\n".join(lines)

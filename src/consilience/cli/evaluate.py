@@ -44,5 +44,9 @@ def _table(results: Mapping[str, Any]) -> str:
             blocks.append(result["refused"] if "refused" in result else brief_comparison(result))
             blocks += missing
             left_out |= dict.fromkeys(result.get("not_included", ()))
+        controlled = task.get("length_control", {}).get("comparison")
+        if controlled:
+            blocks += [f"== {printable(name)}: {controlled['metric']}", brief_comparison(controlled)]
+            left_out |= dict.fromkeys(controlled["not_included"])
     foot = ["The intervals do not include:", *(f"- {line}" for line in left_out)]
     return "\n\n".join([*blocks, "\n".join(foot)])

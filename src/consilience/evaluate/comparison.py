@@ -126,7 +126,7 @@ def compare(
         ranks = rank_probabilities(of_all, rng=rng, lower_is_better=scores.lower_is_better)
     return Comparison(
         models={
-            name: _measured(scores, np.isfinite(scores.values_MN[m]), level, partial(_mean, scores, m))
+            name: _measured(scores, np.isfinite(scores.values_MN[m]), level, partial(_mean, scores, m), scores.scale)
             for m, name in enumerate(scores.models)
         },
         bounds={name: found for m, name in enumerate(scores.models) if (found := _bounds(scores, m))},
@@ -195,7 +195,7 @@ def _all_at_once(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
 Estimator = Callable[[Mask, float], Estimate]  # on the items of a mask, at a level
 
 
-def _measured(scores: Scores, on_N: Mask, level: float, estimate: Estimator) -> Measured:
+def _measured(scores: Scores, on_N: Mask, level: float, estimate: Estimator, scale: Interval | None) -> Measured:
     """The estimate on the items of a mask, with its bands, and in every category."""
     whole = estimate(on_N, level)
     intervals = [estimate(on_N, band) for band in BANDS] if whole.n > 1 else []
@@ -209,7 +209,7 @@ def _measured(scores: Scores, on_N: Mask, level: float, estimate: Estimator) -> 
         estimate=whole,
         bands=tuple((found.low, found.high) for found in intervals) or (None,) * len(BANDS),
         by_category=by_category,
-        same_categories=average([*by_category.values()], weights) if whole_categories else None,
+        same_categories=_within(average([*by_category.values()], weights), scale) if whole_categories else None,
         pooled=_pooled(by_category, level),
     )
 
@@ -247,8 +247,12 @@ def _minus(scores: Scores, first: int, second: int, on_N: Mask, level: float) ->
         ours, theirs = scores.values_MN[first][on_N], scores.values_MN[second][on_N]
         return paired_difference(ours, theirs, _units(scores, on_N), unit_kind=scores.unit_kind, level=level)
     sides = [_mean(scores, model, on_N, level) for model in (first, second)]
-    widest = None if scores.scale is None else scores.scale[1] - scores.scale[0]
-    return _within(difference(*sides), None if widest is None else (-widest, widest))
+    return _within(difference(*sides), _of_differences(scores.scale))
+
+
+def _of_differences(scale: Interval | None) -> Interval | None:
+    """The least and the largest possible difference of two scores."""
+    return None if scale is None else (scale[0] - scale[1], scale[1] - scale[0])
 
 
 def _within(estimate: Estimate, scale: Interval | None) -> Estimate:
@@ -266,7 +270,7 @@ def _pair(scores: Scores, first: int, second: int, level: float, margin: float |
     if not on_N.any():
         raise DataError(f"{names[0]} and {names[1]} have no item in common that both have a score on.")
     _refuse_one_cluster(scores, on_N)
-    found = _measured(scores, on_N, level, partial(_minus, scores, first, second))
+    found = _measured(scores, on_N, level, partial(_minus, scores, first, second), _of_differences(scores.scale))
     within: float | None
     if _is_two_by_two(scores, first, second, on_N):
         counts = paired_counts(ours[on_N], theirs[on_N])

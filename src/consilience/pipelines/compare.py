@@ -22,6 +22,7 @@ NOT_INCLUDED = (
     "another training run of either model, another prompt, another way to sample replies",
 )
 OF_A_JUDGE = "another judge, another prompt for it, or the same judge asked again"
+OF_LENGTHS = "another spread of lengths, or other difficulties of the instructions: the fit takes both as known"
 ONE_ANSWER = "another sample of answers to the same items: every item was answered once"
 
 
@@ -172,17 +173,56 @@ def _as_json(
             for name, measured in found.models.items()
         },
         "pairs": [_pair_json(pair) | {"shown": reference in (None, pair.first, pair.second)} for pair in found.pairs],
-        "ranks": found.ranks
-        and {
-            "models": [*found.ranks.models],
-            "probabilities": [[float(p) for p in row] for row in found.ranks.probabilities],
-        },
+        "ranks": _ranks_json(found),
         "notes": [*dict.fromkeys(note for log in logs.values() for note in log.notes)],
         "not_included": [
             *NOT_INCLUDED,
             *([ONE_ANSWER] if answered_once else []),
             *([OF_A_JUDGE] if judges else []),
         ],
+    }
+
+
+def estimates_json(
+    found: Comparison, *, metric: str, unit_kind: str, judged: str, reference: str | None
+) -> dict[str, Any]:
+    """A comparison of estimates that are no means of scores, in percent, in the shape of `compared`."""
+    units = max(measured.estimate.n for measured in found.models.values())
+    return {
+        "metric": metric,
+        "other_metrics": [],
+        "scale": (0.0, 100.0),
+        "lower_is_better": False,
+        "judged": [judged],
+        "sources": {},
+        "items": units,
+        "items_of_all": found.items_of_all,
+        "item_kind": unit_kind,
+        "unit_kind": unit_kind,
+        "units": units,
+        "categories": {},
+        "level": found.level,
+        "margin": found.margin,
+        "models": {
+            name: _measured_json(measured) | {"statuses": {}, "no_score": units - measured.estimate.n, "bounds": None}
+            for name, measured in found.models.items()
+        },
+        "pairs": [
+            _pair_json(pair) | {"shown": reference not in found.models or reference in (pair.first, pair.second)}
+            for pair in found.pairs
+        ],
+        "ranks": _ranks_json(found),
+        "notes": [],
+        "not_included": [*NOT_INCLUDED, OF_A_JUDGE, OF_LENGTHS],
+    }
+
+
+def _ranks_json(found: Comparison) -> dict[str, Any] | None:
+    if found.ranks is None:
+        return None
+    return {
+        "models": [*found.ranks.models],
+        "probabilities": [[float(p) for p in row] for row in found.ranks.probabilities],
     }
 
 

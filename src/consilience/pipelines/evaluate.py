@@ -1,6 +1,7 @@
 """The whole of `consilience evaluate`: every model answers every task, replies are scored, models compared in pairs.
 
 RUN/answers/TASK/MODEL/    records.jsonl: prompt, reply and status; of multiple choice: likelihoods.jsonl
+RUN/judgments/TASK/MODEL/  judgments.jsonl: what a judge said of the replies, where the task has one
 RUN/scores.jsonl           every score of every reply, with its status: what `consilience compare RUN` reads
 RUN/results.json report.html
 """
@@ -11,6 +12,7 @@ import gc
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -24,18 +26,35 @@ from consilience.errors import DataError
 from consilience.evaluate.answers import FinishedAnswers, Record, ask, read_records
 from consilience.evaluate.checked import CheckedSettings, CheckedTask, IfevalSettings, checked_task, ifeval_task
 from consilience.evaluate.choice import ChoiceSettings, ChoiceTask, choice_task, read_likelihoods, write_likelihoods
+from consilience.evaluate.comparison import compare_estimates
+from consilience.evaluate.judge_bias import bias_of
+from consilience.evaluate.judged import (
+    Judged,
+    JudgedTask,
+    LengthControl,
+    MtBenchSettings,
+    OneTurnTask,
+    PairwiseSettings,
+    RatedSettings,
+    mt_bench_task,
+    one_turn_task,
+    read_judged,
+)
+from consilience.evaluate.length_control import fits
 from consilience.evaluate.logs import Log, Score, scores_row
+from consilience.judge import Judge, open_judge, prompt_named
 from consilience.models import Sampler
 from consilience.models.endpoint import Endpoint
-from consilience.pipelines.compare import CompareSettings, compared
+from consilience.pipelines.compare import CompareSettings, compared, estimates_json
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
 from consilience.pipelines.recipe import Places
 from consilience.records import Message, write_jsonl
 from consilience.report.evaluation import write_evaluation_report
+from consilience.rng import stream
 from consilience.run import RunFolder, fingerprint, open_run, versions, write_json
 
 OnProgress = Callable[[str, int, int], None]
-Task = CheckedTask | ChoiceTask
+Task = CheckedTask | ChoiceTask | JudgedTask
 SAMPLES = 3  # replies of every task that the report shows
 
 
@@ -74,9 +93,18 @@ def _fingerprints(recipe: EvaluateRecipe, places: Places) -> dict[str, str]:
         files = {"path": task.path}
         if isinstance(task, CheckedSettings) and task.function:
             files["function"] = task.function.rpartition(":")[0]
+        if isinstance(task, MtBenchSettings) and task.references:
+            files["references"] = task.references
+        if isinstance(task, PairwiseSettings) and isinstance(task.length_control, LengthControl):
+            files |= {"gamed": task.length_control.gamed} if task.length_control.gamed else {}
         found |= {
             f"tasks.{name}.{key}": places.file(file) for key, file in files.items() if not places.is_made_here(file)
         }
+    for name, judge in recipe.judges.items():
+        if judge.model is not None and not places.is_made_here(judge.model):
+            found[f"judges.{name}.model"] = places.model(judge.model)
+        named = {"prompts": judge.prompts, "function": judge.function and judge.function.rpartition(":")[0]}
+        found |= {f"judges.{name}.{key}": places.file(file) for key, file in named.items() if file}
     for key, file in found.items():
         if not file.exists():
             raise DataError(f"{key}: no file {str(file)!r}. Paths are relative to the recipe ({places.recipe_folder}).")
@@ -101,6 +129,9 @@ class _Evaluation:
         tasks = {name: self._read_task(name) for name in self.recipe.tasks}
         for task in tasks.values():
             _refuse_one_unit(task)
+        for judge in self.recipe.judges.values():
+            if judge.endpoint is not None:
+                judge.endpoint.api_key()
         for name in self.recipe.models:
             _Model(self.recipe, self.places, name, self._cache).refuse_unusable([*tasks])
         for name in self.recipe.models:
@@ -108,9 +139,16 @@ class _Evaluation:
                 for task in tasks.values():
                     self._answer(model, task)
                 self.notes += model.notes
+        with _Judges(self.recipe, self.places, self._cache) as judges:
+            for task in tasks.values():
+                if isinstance(task, JudgedTask):
+                    self._judge(task, judges)
+            self.notes += judges.notes
         scores = {name: self._scores(task) for name, task in tasks.items()}
         rows = (
-            scores_row(name, score, tasks[name].metrics[score.metric], "") for name in tasks for score in scores[name]
+            scores_row(name, score, tasks[name].metrics[score.metric], self._judge_of(tasks[name]))
+            for name in tasks
+            for score in scores[name]
         )
         write_jsonl(self.run.path / "scores.jsonl.partial", rows)
         (self.run.path / "scores.jsonl.partial").rename(self.run.path / "scores.jsonl")
@@ -151,6 +189,10 @@ class _Evaluation:
             return choice_task(name, settings, self.places.file)
         if isinstance(settings, IfevalSettings):
             return ifeval_task(name, settings, self.places.file)
+        if isinstance(settings, MtBenchSettings):
+            return mt_bench_task(name, settings, self.places.file)
+        if isinstance(settings, PairwiseSettings | RatedSettings):
+            return one_turn_task(name, settings, self.places.file)
         return checked_task(name, settings, self.places.file)
 
     def _answers(self, task: str, model: str) -> Path:
@@ -178,7 +220,43 @@ class _Evaluation:
 
         self.run.stage(f"answers/{task.name}/{model.name}", make)
 
+    def _judge(self, task: JudgedTask, judges: _Judges) -> None:
+        """The stages in which the judge sees every model's replies, after all models have answered."""
+        baseline = task.settings.baseline if isinstance(task.settings, PairwiseSettings) else None
+        for model in self._compared(task):
+
+            def make(folder: Path, model: str = model) -> None:
+                found = task.judged(
+                    judges.open(task.settings.judge),
+                    self._records(task.name, model),
+                    self._records(task.name, baseline) if baseline else [],
+                    on_progress=partial(self.on_progress, f"judge {task.name} {model}"),
+                )
+                write_jsonl(folder / "judgments.jsonl", (one.to_json(task.name) for one in found))
+
+            self.run.stage(f"judgments/{task.name}/{model}", make)
+
+    def _compared(self, task: Task) -> list[str]:
+        """The models that a task compares: a baseline is not compared with itself."""
+        baseline = task.settings.baseline if isinstance(task.settings, PairwiseSettings) else None
+        return [model for model in self.recipe.models if model != baseline]
+
+    def _records(self, task: str, model: str) -> list[Record]:
+        return read_records(self._answers(task, model) / "records.jsonl")
+
+    def _judgments(self, task: str) -> list[Judged]:
+        folders = (self.run.path / "judgments" / task / model for model in self.recipe.models)
+        return [one for folder in folders if folder.is_dir() for one in read_judged(folder / "judgments.jsonl")]
+
+    def _judge_of(self, task: Task) -> str:
+        """The judge's name, as it signs its judgments; of a rule, nothing."""
+        if not isinstance(task, JudgedTask):
+            return ""
+        return next((one.judgment.judge for one in self._judgments(task.name)), task.settings.judge)
+
     def _scores(self, task: Task) -> list[Score]:
+        if isinstance(task, JudgedTask):
+            return [*task.scores(self._judgments(task.name))]
         scores: list[Score] = []
         for model in self.recipe.models:
             folder = self._answers(task.name, model)
@@ -189,12 +267,55 @@ class _Evaluation:
         return scores
 
     def _result(self, task: Task, scores: Sequence[Score]) -> dict[str, Any]:
-        return {
+        result = {
             "kind": task.settings.kind,
             "items": len(task.items),
             "comparisons": {metric: self._comparison(task, metric, scores) for metric in task.metrics},
             "samples": self._samples(task),
         }
+        if isinstance(task, JudgedTask):
+            judged = self._judgments(task.name)
+            settings = task.settings
+            prompts = {one.judgment.prompt for one in judged if one.judgment.prompt}
+            result["judge"] = {
+                "name": self._judge_of(task),
+                "prompts": [prompt_named(digest) for digest in sorted(prompts)],
+                "notes": [*task.notes],
+                "pairs": isinstance(settings, PairwiseSettings),
+                "bias": {
+                    model: bias_of(
+                        [one for one in judged if one.model == model],
+                        pairs=isinstance(settings, PairwiseSettings),
+                        unit_kind=task.unit_kind,
+                        level=self.recipe.level,
+                    )
+                    for model in self._compared(task)
+                },
+            }
+            if isinstance(task, OneTurnTask) and isinstance(settings, PairwiseSettings) and settings.length_control:
+                result["length_control"] = self._length_control(task, judged)
+        return result
+
+    def _length_control(self, task: OneTurnTask, judged: Sequence[Judged]) -> dict[str, Any]:
+        """Length-controlled win rates compared in pairs, and every model's fit."""
+        made, refused = fits(task, judged, self.places.file)
+        result: dict[str, Any] = {"fits": {model: dict(fit.shown) for model, fit in made.items()}, "refused": refused}
+        if made:
+            found = compare_estimates(
+                lambda level: {model: fit.at(level) for model, fit in made.items()},
+                rng=stream(0, "compare"),
+                level=self.recipe.level,
+                margin=self.recipe.margins.get(task.name),
+            )
+            [metric] = task.metrics
+            result["comparison"] = estimates_json(
+                found,
+                metric=f"length-controlled {metric}",
+                unit_kind="instructions",
+                judged=self._judge_of(task),
+                reference=self.recipe.reference,
+            )
+        return result
 
     def _comparison(self, task: Task, metric: str, scores: Sequence[Score]) -> dict[str, Any]:
         """As `consilience compare` has it; a model without any score is named apart, with what became of its items."""
@@ -205,10 +326,12 @@ class _Evaluation:
             scores=[score for score in mine if score.model in measured],
             metrics=task.metrics,
             item_kind=task.item_kind,
+            cluster_kind=getattr(task, "unit_kind", "clusters"),
+            judged=self._judge_of(task),
         )
         left_out = {
             model: dict(Counter(str(score.status) for score in mine if score.model == model))
-            for model in self.recipe.models
+            for model in self._compared(task)
             if model not in measured
         }
         settings = CompareSettings(
@@ -317,6 +440,37 @@ class _Model:
         from consilience.models import LocalSampler
 
         return LocalSampler(self.loaded, self.settings.batch_size)
+
+
+class _Judges:
+    """The recipe's judges, each opened when it is first asked."""
+
+    def __init__(self, recipe: EvaluateRecipe, places: Places, cache: Path) -> None:
+        self.recipe, self.places, self.cache = recipe, places, cache
+        self.opened: dict[str, Judge] = {}
+        self.noted: list[str] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Judges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of the judges that were asked."""
+        return [f"judge {name}: {note}" for name, judge in self.opened.items() for note in judge.notes()]
+
+    def open(self, name: str) -> Judge:
+        """The judge called `name`. Raises what `open_judge` raises."""
+        if name not in self.opened:
+            settings = self.recipe.judges[name]
+            if settings.model is not None:
+                settings = settings.model_copy(update={"model": str(self.places.model(settings.model).resolve())})
+            opened = open_judge(settings, folder=self.places.recipe_folder, cache=self.cache)
+            self.opened[name] = self._stack.enter_context(opened)
+        return self.opened[name]
 
 
 def _refuse_one_unit(task: Task) -> None:

@@ -10,6 +10,8 @@ from consilience.config import Settings
 from consilience.errors import ConfigError, pick
 from consilience.evaluate.checked import CheckedSettings, IfevalSettings
 from consilience.evaluate.choice import ChoiceSettings
+from consilience.evaluate.judged import MtBenchSettings, PairwiseSettings, RatedSettings
+from consilience.judge import JudgeSettings
 from consilience.models.endpoint import EndpointSettings
 from consilience.pipelines.recipe import FILE_NAME, TinySettings
 
@@ -41,7 +43,11 @@ def _by_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-TaskSettings = Annotated[CheckedSettings | ChoiceSettings | IfevalSettings, Field(discriminator="kind")]
+TaskSettings = Annotated[
+    CheckedSettings | ChoiceSettings | IfevalSettings | MtBenchSettings | PairwiseSettings | RatedSettings,
+    Field(discriminator="kind"),
+]
+JUDGED = (MtBenchSettings, PairwiseSettings, RatedSettings)
 
 
 class EvaluateRecipe(Settings):
@@ -51,6 +57,7 @@ class EvaluateRecipe(Settings):
     note: str | None = None
     tiny: TinySettings | None = None
     models: dict[str, Annotated[ModelSettings, BeforeValidator(_by_path)]]
+    judges: dict[str, JudgeSettings] = {}
     tasks: dict[str, TaskSettings]
     reference: str | None = Field(None, description="the model that differences are shown to")
     margins: dict[str, float] = Field({}, description="a difference that would matter, by task")
@@ -74,6 +81,12 @@ class EvaluateRecipe(Settings):
             if not margin > 0:
                 raise ConfigError(f"margins.{task} is {margin:g}; expected a positive difference that would matter")
         for task, settings in self.tasks.items():
+            if isinstance(settings, JUDGED):
+                pick(self.judges, settings.judge, "judge")
+            if isinstance(settings, PairwiseSettings) and settings.baseline is not None:
+                pick(self.models, settings.baseline, "model")
+                if len(self.models) < 2:
+                    raise ConfigError(f"task {task}: the only model is its own baseline; give a second model")
             for name, model in self.models.items():
                 if settings.kind == "choice" and model.path is None:
                     raise ConfigError(

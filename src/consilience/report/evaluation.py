@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consilience.report.comparison import methods, view
+from markupsafe import Markup
+
+from consilience.report.comparison import Row, intervals, methods, view
+from consilience.report.numbers import decimals_of
 from consilience.report.page import environment, write_page
 
 KINDS = {
     "checked": "replies checked by a rule",
     "choice": "multiple choice by likelihood",
     "ifeval": "instructions that a reply can be checked to follow (IFEval)",
+    "mt_bench": "turns rated by a judge, as MT-Bench has it",
+    "pairwise": "replies compared with a baseline's by a judge, as AlpacaEval has it",
+    "rated": "replies rated by a judge",
 }
+BIASES = {"order": "shown first − shown second", "longer": "longer − other replies"}
 
 
 def write_evaluation_report(results: Mapping[str, Any], path: Path) -> None:
@@ -21,8 +28,8 @@ def write_evaluation_report(results: Mapping[str, Any], path: Path) -> None:
     compared = [
         comparison
         for task in results["tasks"].values()
-        for comparison in task["comparisons"].values()
-        if "refused" not in comparison
+        for comparison in [*task["comparisons"].values(), task.get("length_control", {}).get("comparison")]
+        if comparison and "refused" not in comparison
     ]
     page = (
         environment()
@@ -34,6 +41,7 @@ def write_evaluation_report(results: Mapping[str, Any], path: Path) -> None:
             not_included=_each_once(compared, "not_included"),
             notes=[*results["notes"], *_each_once(compared, "notes")],
             methods=methods(compared),
+            decimals=decimals_of,
         )
     )
     write_page(page, path)
@@ -45,13 +53,31 @@ def _task(place: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         head = {"metric": metric, "not_measured": comparison["not_measured"], "refused": comparison.get("refused")}
         drawn = {} if head["refused"] else view(comparison, prefix=f"task-{place}-{number}-", heading="h4")
         views.append(head | drawn)
+    control = task.get("length_control")
+    if control and control.get("comparison"):
+        comparison = control["comparison"]
+        head = {"metric": comparison["metric"], "not_measured": {}, "refused": None, "control": control}
+        views.append(head | view(comparison, prefix=f"task-{place}-length-", heading="h4"))
     return {
         "id": f"task-{place}",
         "name": name,
         "about": f"{task['items']:,} items: {KINDS[task['kind']]}",
         "views": views,
+        "judge": task.get("judge") and task["judge"] | {"figure": _bias_figure(task["judge"]["bias"])},
+        "no_length_control": control["refused"] if control else {},
         "samples": task["samples"],
     }
+
+
+def _bias_figure(bias: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+    """Every model's order effect and length effect; a panel of these shows whether the judge treats models alike."""
+    rows: list[Row] = [
+        (f"{model}: {said}", found[key], [None, None])
+        for key, said in BIASES.items()
+        for model, found in bias.items()
+        if found.get(key)
+    ]
+    return intervals(rows, name="What the judge's verdicts owe to order and length", signed=True) if rows else None
 
 
 def _each_once(comparisons: Sequence[Mapping[str, Any]], key: str) -> list[str]:
