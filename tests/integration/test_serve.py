@@ -9,14 +9,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from huggingface_hub import InferenceClient
 from serving import NAME, Running, chat, command, post, serving, until
+
+from consilience.serve.jobs import Served
 
 ASKED: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "Tell me line 1"}], "max_tokens": 12}
 ENDLESS = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
@@ -151,6 +156,19 @@ def test_many_at_once_with_the_async_client(server: Running) -> None:
     texts = asyncio.run(ask())
     assert texts[0] == texts[3]
     assert len(set(texts)) == 3
+
+
+def test_hugging_face_s_own_client(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads streams by itself, without the openai package."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # which forbids loopback, too
+    client = InferenceClient(base_url=f"{server.url}/v1", api_key="none")
+    asked = {"messages": ASKED["messages"], "model": NAME, "max_tokens": 12, "seed": 1}
+    whole = client.chat_completion(**asked)
+    chunks = list(client.chat_completion(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 12
 
 
 def test_work_stops_when_the_client_goes_away(client: openai.OpenAI, server: Running) -> None:
@@ -290,6 +308,25 @@ def test_bodies_that_are_none(server: Running) -> None:
         assert says in answer.json()["error"]["message"]
     assert httpx.post(url, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     assert httpx.post(url, content=b" " * (9 << 20), headers=kind).status_code == 413
+
+
+def test_bodies_that_are_too_slow_or_too_large(world: Path) -> None:
+    def strict(served: Served) -> Served:
+        return replace(served, body_bytes=1000, body_timeout_s=0.3)
+
+    with serving(world / "finch", served=strict) as running:
+        kind = {"content-type": "application/json"}
+        large = httpx.post(f"{running.url}/v1/completions", content=b" " * 1001, headers=kind)
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+
+        def drip() -> Iterator[bytes]:
+            for _ in range(10):
+                time.sleep(0.1)
+                yield b" "
+
+        slow = httpx.post(f"{running.url}/v1/completions", content=drip(), headers=kind)
+        assert slow.status_code == 408
+        assert post(running.url, "chat/completions", chat()).status_code == 200
 
 
 def test_health_and_metrics(server: Running) -> None:

@@ -29,7 +29,7 @@ class Stopping(Exception):
     """The server takes on nothing more."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ticket:
     job: Job
     deliver: Deliver  # called from the engine's thread

@@ -84,8 +84,9 @@ def is_loopback(host: str) -> bool:
 
 def _name_of(host: str) -> str:
     """A Host header without its port; an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+    address, bracket, port = host.removeprefix("[").partition("]")
+    if bracket and port[:1] in ("", ":"):
+        return address.lower()
     return host.partition(":")[0].lower()
 
 
