@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -19,6 +20,7 @@ from pydantic import field_validator, model_validator
 from consilience.config import Settings, load_recipe
 from consilience.errors import ConfigError, DataError, nearest
 
+MOST_NUMBERS = 201  # of an interval variable, whose probabilities are still told one by one: 0 to 200
 JOINT = "|"  # between the labels of one text, in a table's cell
 
 
@@ -150,6 +152,14 @@ class Codebook(Settings):
     def names(self) -> tuple[str, ...]:
         """The labels' names, in the codebook's order."""
         return tuple(label.name for label in self.labels)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The whole numbers of an interval variable's range, where they are not too many to be told one by one."""
+        if self.range is None:
+            return ()
+        low, high = math.ceil(self.range[0]), math.floor(self.range[1])
+        return tuple(str(number) for number in range(low, high + 1)) if high - low < MOST_NUMBERS else ()
 
     @property
     def digest(self) -> str:

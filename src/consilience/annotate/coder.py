@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from consilience.annotate.answers import Status, read_answer
 from consilience.annotate.codebook import JOINT, Codebook, Level
 from consilience.annotate.corrections import Affine
-from consilience.annotate.engines import Engine, Messages
+from consilience.annotate.engines import Engine, Failures, Messages
 from consilience.annotate.examples import chooser_of
 from consilience.annotate.injection import flags_of
 from consilience.annotate.recipe import StrategySettings
 from consilience.annotate.strategies import STRATEGIES, Ask, Asked, Shot, Wording, answer_of
+from consilience.errors import ConfigError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampling
 from consilience.records import Message
 
 Floats = NDArray[np.float64]
+MOST_KEPT = 26  # answers whose probabilities are kept with every text
 OF_REPLIES = {
     ReplyStatus.EMPTY: Status.EMPTY,
     ReplyStatus.NO_ROOM: Status.TRUNCATED,
@@ -67,6 +69,14 @@ class Annotation:
         return row | ({"detail": self.detail} if self.detail else {})
 
 
+class Scored(NamedTuple):
+    """Log-probabilities in nats [N, K]; by place, why a text has none; what the model said before, text by text."""
+
+    scores_NK: Floats
+    failures: Failures
+    raw: list[tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Coder:
     """One configuration, ready to code: an engine with a strategy, under a codebook."""
@@ -82,7 +92,7 @@ class Coder:
     def code(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
         """The texts' annotations, in order. A blank text is not asked about."""
         asked = [i for i, text in enumerate(texts) if text.strip()]
-        answer = self._by_scores if self.strategy.answer in ("labels", "letters") else self._by_replies
+        answer = self._by_scores if self.reads_probabilities else self._by_replies
         found: dict[int, Annotation] = {}
         if asked:
             annotations = answer([ids[i] for i in asked], [texts[i] for i in asked])
@@ -94,9 +104,27 @@ class Coder:
             for i, text in enumerate(texts)
         ]
 
+    @property
+    def reads_probabilities(self) -> bool:
+        """Whether every answer's probability is read: exactly what constrained decoding would draw from.
+
+        A server that does not tell them constrains the decoding itself. Raises `ConfigError` where it can do neither.
+        """
+        answer = self.strategy.answer
+        if answer == "labels" and not self.engine.scores:
+            raise ConfigError("a server does not tell the probabilities of labels; take letters, constrained or free.")
+        return answer in ("labels", "letters") or (answer == "constrained" and self.engine.scores)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The answers that there are to choose from."""
+        return self.codebook.names or self.codebook.numbers
+
     def ask(self, text: str, *, order: tuple[int, ...] = (), format: str | None = None) -> Ask:
         """What the strategy is given for one text."""
         own = "letter" if self.strategy.answer == "letters" else self.strategy.format
+        if self.strategy.answer == "constrained" and not self.engine.scores:
+            own = "json"  # what servers constrain to
         return Ask(
             codebook=self.codebook,
             text=text,
@@ -107,23 +135,24 @@ class Coder:
             persona=self.strategy.persona,
         )
 
-    def scores(self, texts: Sequence[str], ids: Sequence[str] = ()) -> tuple[Floats, list[tuple[str, ...]]]:
-        """Log-probabilities of the labels before correction, [N, K], and the reasoning that came before them.
+    def scores(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Scored:
+        """Log-probabilities of the answers before correction.
 
         Over several orders of the labels it is the probabilities that are averaged: their sum stays the mass.
         """
-        orders = self.orders()
         scores_RNK = []
+        failures: Failures = {}
         raw: list[tuple[str, ...]] = [() for _ in texts]
-        for number, order in enumerate(orders):
+        for number, order in enumerate(self.orders()):
             asks = [self.ask(text, order=order) for text in texts]
             prompts, reasoning = self._prompts(asks, [f"{id_}/{number}" for id_ in ids or map(str, range(len(texts)))])
-            options = [answer_of(asks[0], name) for name in self.codebook.names]
-            scores_RNK.append(self.engine.score(prompts, options))
+            scores_NK, failed = self.engine.score(prompts, [answer_of(asks[0], name) for name in self.values])
+            scores_RNK.append(scores_NK)
+            failures |= failed
             raw = [(*before, *new) for before, new in zip(raw, reasoning)]
         stacked_RNK = np.array(scores_RNK)
         top_NK = stacked_RNK.max(0)
-        return top_NK + np.log(np.exp(stacked_RNK - top_NK).mean(0)), raw
+        return Scored(top_NK + np.log(np.exp(stacked_RNK - top_NK).mean(0)), failures, raw)
 
     def orders(self) -> list[tuple[int, ...]]:
         """The orders in which the labels are shown: rotations of the codebook's, so that places are taken in turn."""
@@ -138,22 +167,24 @@ class Coder:
     def _by_scores(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
         if self.codebook.level is Level.MULTI_LABEL:
             return self._by_yes_and_no(ids, texts)
-        scores_NK, raw = self.scores(texts, ids)
-        names = self.codebook.names
+        scores_NK, failures, raw = self.scores(texts, ids)
+        names = self.values
         annotations = []
-        for id_, scores_K, said in zip(ids, scores_NK, raw):
-            if not np.isfinite(scores_K).all():
-                annotations.append(_no_room(id_, said))
+        for place, (id_, scores_K, said) in enumerate(zip(ids, scores_NK, raw)):
+            if place in failures:
+                status, why = failures[place]
+                annotations.append(Annotation(id_, status, raw=said, detail=why))
                 continue
             corrected_K = self.correction(scores_K[None])[0] if self.correction else scores_K
             p_K = _softmax(corrected_K)
+            few = len(names) <= MOST_KEPT
             annotations.append(
                 Annotation(
                     id=id_,
                     status=Status.OK,
                     label=names[int(p_K.argmax())],
-                    probabilities=dict(zip(names, p_K.tolist())),
-                    logprobs=dict(zip(names, scores_K.tolist())),
+                    probabilities=dict(zip(names, p_K.tolist())) if few else None,
+                    logprobs=dict(zip(names, scores_K.tolist())) if few else None,
                     mass=float(np.exp(scores_K).sum()),
                     raw=said,
                 )
@@ -164,16 +195,20 @@ class Coder:
         """Multi-label: a question of yes or no about every label; `probabilities` are those of yes."""
         names = self.codebook.names
         scores_KN2 = []
+        failures: Failures = {}
         raw: list[tuple[str, ...]] = [() for _ in texts]
         for name in names:
             asks = [self.ask(text, format=f"label:{name}") for text in texts]
             prompts, reasoning = self._prompts(asks, [f"{id_}/{name}" for id_ in ids])
-            scores_KN2.append(self.engine.score(prompts, ("yes", "no")))
+            scores_N2, failed = self.engine.score(prompts, ("yes", "no"))
+            scores_KN2.append(scores_N2)
+            failures |= failed
             raw = [(*before, *new) for before, new in zip(raw, reasoning)]
         annotations = []
-        for id_, scores_K2, said in zip(ids, np.array(scores_KN2).swapaxes(0, 1), raw):
-            if not np.isfinite(scores_K2).all():
-                annotations.append(_no_room(id_, said))
+        for place, (id_, scores_K2, said) in enumerate(zip(ids, np.array(scores_KN2).swapaxes(0, 1), raw)):
+            if place in failures:
+                status, why = failures[place]
+                annotations.append(Annotation(id_, status, raw=said, detail=why))
                 continue
             yes_K = np.exp(scores_K2[:, 0]) / np.exp(scores_K2).sum(1)
             annotations.append(
@@ -198,7 +233,8 @@ class Coder:
             max_new_tokens=self.strategy.max_new_tokens,
             seed=self.seed,
         )
-        replies = self._replies(prompts, ids, sampling)
+        schema = self._schema() if self.strategy.answer == "constrained" else None
+        replies = self._replies(prompts, ids, sampling, schema)
         return [self._voted(id_, ask, replies[id_], said) for id_, ask, said in zip(ids, asks, reasoning, strict=True)]
 
     def _prompts(self, asks: Sequence[Ask], keys: Sequence[str]) -> tuple[list[Messages], list[tuple[str, ...]]]:
@@ -214,10 +250,27 @@ class Coder:
         texts = [replies[f"{key}/reason"][0].text for key in keys]
         return [_continued(each, text) for each, text in zip(asked, texts)], [(text,) for text in texts]
 
-    def _replies(self, prompts: Sequence[Messages], keys: Sequence[str], sampling: Sampling) -> dict[str, list[Reply]]:
+    def _schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer, for servers that constrain decoding to one."""
+        book = self.codebook
+        if book.level is Level.MULTI_LABEL:
+            of: dict[str, Any] = {"labels": {"type": "array", "items": {"enum": [*book.names]}}}
+        elif book.level is Level.INTERVAL:
+            of = {"number": {"enum": [int(number) for number in book.numbers]}}
+        else:
+            of = {"label": {"enum": [*book.names]}}
+        return {"type": "object", "properties": of, "required": [*of], "additionalProperties": False}
+
+    def _replies(
+        self,
+        prompts: Sequence[Messages],
+        keys: Sequence[str],
+        sampling: Sampling,
+        schema: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Reply]]:
         """The replies to every prompt by its key, sample by sample."""
         found: dict[str, list[Reply]] = {key: [] for key in keys}
-        for reply in self.engine.sample([Prompt(key, prompt) for key, prompt in zip(keys, prompts)], sampling):
+        for reply in self.engine.sample([Prompt(key, prompt) for key, prompt in zip(keys, prompts)], sampling, schema):
             found[reply.id].append(reply)
         return {key: sorted(replies, key=lambda reply: reply.sample) for key, replies in found.items()}
 
@@ -260,10 +313,6 @@ def _continued(asked: Asked, reasoning: str) -> Messages:
     """The chat after the model has reasoned; a blank reasoning still takes a turn, for templates want one."""
     said = reasoning.strip() or "(no reasoning)"
     return (*asked.messages, Message("assistant", said), Message("user", asked.then))
-
-
-def _no_room(id_: str, said: tuple[str, ...]) -> Annotation:
-    return Annotation(id_, Status.TRUNCATED, raw=said, detail="the text leaves no room in the model's context")
 
 
 def _softmax(scores_K: Floats) -> Floats:

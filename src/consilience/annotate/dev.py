@@ -120,11 +120,11 @@ def fitted(
     if name == "none" or not scores_labels(coder):
         return None, None, ""
     plain = replace(coder, correction=None)
-    scores_NK, _ = plain.scores([texts[item.id] for item in gold])
+    scores_NK = plain.scores([texts[item.id] for item in gold]).scores_NK
     usable = np.isfinite(scores_NK).all(1)
     places = {label: i for i, label in enumerate(coder.codebook.names)}
     gold_N = np.array([places[item.label] for item in gold])
-    contentless_CK, _ = plain.scores(CONTENTLESS)
+    contentless_CK = plain.scores(CONTENTLESS).scores_NK
     given = Fitting(contentless_CK, scores_NK[usable], gold_N[usable])
     correction = CORRECTIONS[name](given)
     if name != "affine":

@@ -6,7 +6,7 @@ Nothing is asked of the network but the endpoint that a recipe names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,31 +14,40 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from consilience.annotate.answers import Status
 from consilience.annotate.recipe import ModelSettings
 from consilience.annotate.strategies import Asked, without_system
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
-from consilience.models import LocalSampler, Prompt, Reply, Sampling, load_model
+from consilience.models import LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_model
+from consilience.models.endpoint import Answer, Endpoint, Request
+from consilience.models.endpoint import Status as Ended
+from consilience.models.endpoint.client import ENDED
 from consilience.models.options import Ids, OptionScorer, option_ids
 from consilience.records import Message
 from consilience.run import fingerprint
 
 Messages = tuple[Message, ...]
+Failures = dict[int, tuple[Status, str]]  # by place: why there are no scores
+TOP = 20  # likeliest tokens that a server tells, OpenAI's most
 
 
 class Engine(Protocol):
-    """One model, ready. `about` is what a manifest says of it."""
+    """One model, ready. `about` is what a manifest says of it; `scores` whether it tells every label's probability."""
 
     about: dict[str, Any]
+    scores: bool
 
     def fit(self, asked: Asked) -> Asked:
         """What is asked, in roles that the model's chat template knows."""
 
-    def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> NDArray[np.float64]:
-        """Log-probabilities in nats of every option as the whole reply, [N, K]; NaN where the context is too short."""
+    def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> tuple[NDArray[np.float64], Failures]:
+        """Log-probabilities in nats of every option as the whole reply, [N, K]; NaN where there are none, and why."""
 
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
-        """Replies, in any order, each with a status."""
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
+    ) -> Iterator[Reply]:
+        """Replies, in any order, each with a status; with a JSON schema, if the engine can, only such as fulfil it."""
 
 
 @dataclass
@@ -49,28 +58,108 @@ class LocalEngine:
     sampler: LocalSampler
     scorer: OptionScorer
     knows_system: bool
+    scores: bool = True
     options: dict[tuple[str, ...], tuple[list[Ids], int]] = field(default_factory=dict)
 
     def fit(self, asked: Asked) -> Asked:
         return asked if self.knows_system else without_system(asked)
 
-    def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> NDArray[np.float64]:
+    def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> tuple[NDArray[np.float64], Failures]:
         tokenizer = self.sampler.chat_model.tokenizer
         if tuple(options) not in self.options:
             self.options[tuple(options)] = option_ids(tokenizer, prompts[0], options)
         option_ids_K, dropped = self.options[tuple(options)]
         ids = [render_prompt(tokenizer, messages) for messages in prompts]
-        return self.scorer([each[: len(each) - dropped] for each in ids], option_ids_K)
+        scores_NK = self.scorer([each[: len(each) - dropped] for each in ids], option_ids_K)
+        without = np.flatnonzero(np.isnan(scores_NK).any(1)).tolist()
+        return scores_NK, dict.fromkeys(without, (Status.TRUNCATED, "the text leaves no room in the model's context"))
 
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
+    ) -> Iterator[Reply]:
         return self.sampler.sample(prompts, sampling)
+
+
+@dataclass
+class EndpointEngine:
+    """A model behind a server. It tells the probabilities of option letters, not of whole labels."""
+
+    about: dict[str, Any]
+    endpoint: Endpoint
+    scores: bool = False
+
+    def fit(self, asked: Asked) -> Asked:
+        return asked
+
+    def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> tuple[NDArray[np.float64], Failures]:
+        """From the likeliest first tokens that the server tells; an option that is not among them has the least."""
+        requests = [Request(messages=messages, max_tokens=1, temperature=0.0, top_logprobs=TOP) for messages in prompts]
+        scores_NK = np.full((len(prompts), len(options)), np.nan)
+        failures: Failures = {}
+        for place, answer in enumerate(self._asked(requests)):
+            tokens = answer.tokens or ()
+            if answer.status not in (Ended.OK, Ended.TRUNCATED) or not tokens:
+                reason = answer.reason or "the server gives no log-probabilities"
+                failures[place] = (REASONS.get(answer.status, Status.ERROR), reason)
+                continue
+            told: dict[str, float] = {}
+            for text, logprob in tokens[0].top or ((tokens[0].text, tokens[0].logprob),):
+                told[text.strip()] = float(np.logaddexp(told.get(text.strip(), -np.inf), logprob))
+            if not set(told) & set(options):
+                failures[place] = (Status.OUT_OF_SET, f"none of the {len(told)} likeliest tokens is an option")
+                continue
+            least = min(told.values())
+            scores_NK[place] = [told.get(option, least) for option in options]
+        return scores_NK, failures
+
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
+    ) -> Iterator[Reply]:
+        if schema is None:
+            replies = list(self.endpoint.sample(prompts, sampling))
+            _refuse_when_gone(self.endpoint.name, [(str(reply.status), reply.detail) for reply in replies])
+            yield from replies
+            return
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+        requests = [
+            Request(
+                messages=prompt.messages,
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                extra={"response_format": form},
+            )
+            for prompt in prompts
+        ]
+        for prompt, answer in zip(prompts, self._asked(requests), strict=True):
+            yield Reply(prompt.id, 0, answer.text, ENDED[answer.status], detail=answer.reason)
+
+    def _asked(self, requests: Sequence[Request]) -> list[Answer]:
+        answers = self.endpoint.ask(requests)
+        _refuse_when_gone(self.endpoint.name, [(str(ENDED[answer.status]), answer.reason) for answer in answers])
+        return answers
+
+
+REASONS = {Ended.REFUSED: Status.REFUSED}
+
+
+def _refuse_when_gone(name: str, ended: Sequence[tuple[str, str]]) -> None:
+    """A server that is gone, or a budget that is spent, ends the run: its texts are no errors of theirs, but not asked.
+
+    The batch in flight is not written, so the same command goes on with it.
+    """
+    gone = [reason for status, reason in ended if status == ReplyStatus.NOT_ASKED or reason.startswith("not asked:")]
+    if gone or (ended and all(status == ReplyStatus.ERROR for status, _ in ended)):
+        reason = (gone or [reason for _, reason in ended])[0].removeprefix("not asked: ")
+        raise BackendError(f"{name} does not answer: {reason}. The same command goes on from here.")
 
 
 def load_engine(name: str, settings: ModelSettings, folder: Path, batch_size: int) -> Engine:
     """The engine of a recipe's model; paths are relative to `folder`. Raises `BackendError` where it cannot be had."""
-    if settings.path is None:
-        raise BackendError(f"model {name}: endpoints are not supported yet; give a local path.")
-    path = local_folder(name, settings.path, folder)
+    if settings.endpoint is not None:
+        endpoint = settings.endpoint
+        served = {"engine": f"OpenAI-compatible server at {endpoint.url}", "model": endpoint.model}
+        return EndpointEngine(served, Endpoint(endpoint, cache=folder / f"answers-{name}.sqlite"))
+    path = local_folder(name, settings.path or "", folder)
     chat_model = load_model(path, name=name, dtype=settings.dtype, code=settings.trust_remote_code)
     if settings.chat_template:
         chat_model.tokenizer.chat_template = (folder / settings.chat_template).read_text(encoding="utf-8")
@@ -100,9 +189,9 @@ def local_folder(name: str, path: str, folder: Path) -> Path:
 
 def fingerprints(settings: ModelSettings, name: str, folder: Path) -> str:
     """What must not change between `freeze` and `run`: of a folder its contents, of an endpoint its name."""
-    if settings.path is None:
-        return f"{settings.endpoint} {settings.model}"
-    return fingerprint(local_folder(name, settings.path, folder))
+    if settings.endpoint is not None:
+        return f"{settings.endpoint.model} at {settings.endpoint.url}"
+    return fingerprint(local_folder(name, settings.path or "", folder))
 
 
 def _knows_system(tokenizer: Any) -> bool:

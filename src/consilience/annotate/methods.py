@@ -51,7 +51,8 @@ def _configuration(project: Project, frozen: Frozen, name: str) -> str:
     strategy, model = fixed["strategy"], fixed["model"]
     run = _run_record(project, name)
     engine = run.get("engine", {})
-    where = f"{model['path'] or model['model']} ({engine.get('engine', model['endpoint'])}"
+    served = model["endpoint"] or {}
+    where = f"{model['path'] or served['model']} ({engine.get('engine', served.get('url', 'a model in this process'))}"
     where += f", {engine['architecture']}, {engine['dtype']}" if "architecture" in engine else ""
     where += f", files {fixed['model_fingerprint']}" if model["path"] else ""
     where += f", chat template {engine['chat_template']})" if "chat_template" in engine else ")"

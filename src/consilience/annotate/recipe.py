@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from consilience.annotate.codebook import CLOSED, Codebook, Level, read_codebook
+from consilience.annotate.codebook import CLOSED, MOST_NUMBERS, Codebook, Level, read_codebook
 from consilience.annotate.corrections import CORRECTIONS
 from consilience.annotate.examples import CHOOSERS
 from consilience.annotate.strategies import DEFAULTS, IN_ONE_REPLY, LETTERS, STRATEGIES, Wording
 from consilience.config import Settings, known, load_recipe
 from consilience.errors import ConfigError
+from consilience.models.endpoint import EndpointSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of models and strategies: together they name files and columns
 
@@ -35,16 +36,12 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chat_template: str | None = Field(None, description="a file with a Jinja template, in place of the model's own")
     trust_remote_code: bool = False
-    endpoint: str | None = Field(None, description="such as http://localhost:8000/v1")
-    model: str | None = Field(None, description="the model's name on that server")
-    key: str | None = Field(None, description="the environment variable that holds the server's key")
+    endpoint: EndpointSettings | None = Field(None, description="{url: http://localhost:8000/v1, model: name}")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.path is None) == (self.endpoint is None):
-            raise ConfigError("a model takes either path: (a folder) or endpoint: and model: (a server)")
-        if self.endpoint is not None and self.model is None:
-            raise ConfigError("an endpoint serves several models; say which with model:")
+            raise ConfigError("a model takes either path: (a folder) or endpoint: (a server's url and model)")
         return self
 
 
@@ -205,12 +202,14 @@ def read_project(path: Path, overrides: tuple[str, ...] = ()) -> Project:
 
 def _fits_the_level(strategy: StrategySettings, codebook: Codebook) -> None:
     level = codebook.level
-    scored = {"labels": (*CLOSED, Level.MULTI_LABEL), "letters": CLOSED}.get(strategy.answer)
-    if scored is not None and level not in scored:
-        raise ConfigError(
-            f"answer: {strategy.answer} is not for a variable of level {level}; take constrained or free."
-        )
-    if strategy.answer == "constrained" and level in (Level.SPAN, Level.FREE_TEXT):
-        raise ConfigError(f"a variable of level {level} has no set of answers to constrain to; take free.")
+    if strategy.answer == "letters" and level not in CLOSED:
+        raise ConfigError(f"answer: letters is not for a variable of level {level}; take labels, constrained or free.")
+    if strategy.answer in ("labels", "constrained") and level in (Level.SPAN, Level.FREE_TEXT):
+        raise ConfigError(f"a variable of level {level} has no set of answers to choose from; take answer: free.")
     if strategy.answer == "letters" and len(codebook.labels) > len(LETTERS):
         raise ConfigError(f"{len(codebook.labels)} labels are more than there are letters; take answer: labels.")
+    if strategy.answer in ("labels", "constrained") and level is Level.INTERVAL and not codebook.numbers:
+        low, high = codebook.range or (0, 0)
+        raise ConfigError(
+            f"from {low:g} to {high:g} there are no whole numbers, or more than {MOST_NUMBERS}; take answer: free."
+        )

@@ -120,7 +120,7 @@ def write_labelled(project: Project, frozen: Frozen) -> Path:
         stem = f"{project.recipe.prefix}{book.variable}" + (f"_{number}" if number > 1 else "")
         columns.append(NewColumn(stem, f"{book.variable}, by {name}"[:255], codes=coded))
         columns.append(NewColumn(f"{stem}_status", "how the coding ended"))
-        if strategy.answer in ("labels", "letters") and book.level in CLOSED:
+        if strategy.answer != "free" and book.level in CLOSED:
             columns.append(NewColumn(f"{stem}_p", "probability of the label", numeric=True))
 
     def values() -> Iterator[list[Any]]:
@@ -129,8 +129,8 @@ def write_labelled(project: Project, frozen: Frozen) -> Path:
             cells: list[Any] = []
             for row, strategy in zip(rows, scored):
                 cells += [row["label"], row["status"]]
-                if strategy.answer in ("labels", "letters") and book.level in CLOSED:
-                    cells.append(row["p"][row["label"]] if row["label"] is not None else None)
+                if strategy.answer != "free" and book.level in CLOSED:
+                    cells.append(row.get("p", {}).get(row["label"]))
             yield cells
 
     write_beside(source, target, columns, values(), project.recipe.data.encoding)
