@@ -24,7 +24,7 @@ from fake_endpoint import Json, Reply, choices, echo, fake_server
 
 
 def endpoint(url: str, cache: Path | None = None, on_note: Any = lambda note: None, **settings: Any) -> Endpoint:
-    settings = {"timeout_s": 5, "backoff_s": 0.001, "concurrency": 4} | settings
+    settings = {"timeout_s": 20, "backoff_s": 0.001, "concurrency": 4} | settings
     return Endpoint(EndpointSettings(url=url, model="m", **settings), cache=cache, on_note=on_note)
 
 
@@ -41,7 +41,7 @@ FAULTS = {
     "too many requests": Reply(b"{}", 429, {"Retry-After": "0.05"}),
     "server error": Reply({"error": {"message": "overloaded"}}, 500),
     "bad gateway, in HTML": Reply(b"<html><script>alert(1)</script></html>", 502),
-    "time-out": Reply(GOOD, delay_s=1),
+    "time-out": Reply(GOOD, delay_s=3),
     "slow stream": Reply(GOOD, trickle_s=0.05),
     "truncated": Reply(GOOD, cut_at=40),
     "half of the JSON": Reply(b'{"choices": [{"index": 0, "mess'),
@@ -54,10 +54,15 @@ FAULTS = {
 }
 
 
+def patience_s(fault: str) -> float:
+    """Enough for a busy machine, except where a time-out is what is tested."""
+    return 1.0 if fault in ("time-out", "slow stream") else 20.0
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_passes_is_waited_out(fault: str) -> None:
     with fake_server(lambda body, nth: FAULTS[fault] if nth == 0 else Reply(GOOD)) as server:
-        with endpoint(server.url, timeout_s=0.3) as client:
+        with endpoint(server.url, timeout_s=patience_s(fault)) as client:
             (answer,) = client.ask(questions(1))
         assert (answer.status, answer.text) == (Status.OK, "fine")
         assert len(server.asked) == 2
@@ -69,7 +74,7 @@ def test_a_fault_that_stays_ends_in_a_status_with_its_reason(fault: str) -> None
         return FAULTS[fault] if body["messages"][-1]["content"] == "question 1" else echo(body, nth)
 
     with fake_server(behave) as server:
-        with endpoint(server.url, timeout_s=0.3, retries=1) as client:
+        with endpoint(server.url, timeout_s=patience_s(fault), retries=1) as client:
             answers = client.ask(questions(4))
         assert [answer.status for answer in answers] == ["ok", "api_error", "ok", "ok"]
         assert answers[1].reason
@@ -285,6 +290,16 @@ def test_a_server_without_n_is_asked_once_a_sample(refuses: bool) -> None:
         assert len(server.asked) == (7 if refuses else 6)
     assert len(notes) == 1
     assert "asked once for each sample" in notes[0]
+
+
+def test_samples_that_are_all_the_same_are_said() -> None:
+    # transformers serve does so where the model's generation configuration lacks do_sample, whatever the temperature.
+    with fake_server(lambda b, n: Reply(choices("The same words, whatever the seed and the temperature."))) as server:
+        with endpoint(server.url) as client:
+            client.ask(samples(questions(1, temperature=0.0)[0], 2))
+            assert not any("all the same" in note for note in client.notes)
+            client.ask(samples(questions(1, temperature=1.0)[0], 2))
+            assert "the samples of a reply were all the same: perhaps the server does not sample" in client.notes
 
 
 def test_missing_log_probabilities_are_said() -> None:

@@ -29,6 +29,7 @@ TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 TEMPLATE_TOKENS = 64  # what a chat template may put around a message, generously
 HELD_S = 0.05  # between two looks at a request that another thread or process is asking
 LARGEST_N = 64
+LONG = 40  # characters: two samples of so long a reply are hardly ever the same by chance
 LONGEST_REASON = 500
 HIDDEN = "[API key]"
 JSON = {"Content-Type": "application/json"}
@@ -182,6 +183,9 @@ class Endpoint:
                 self._ask_one_by_one("refuses")
             alone = alone or not found
             answers |= found
+        texts = {answers[key].text for key in keys}
+        if len(keys) > 1 and len(texts) == 1 and len(texts.pop()) >= LONG and batch[0].temperature != 0:
+            self._note("the samples of a reply were all the same: perhaps the server does not sample")
         return [answers[key] for key in keys]
 
     def _call(self, request: Request, keys: Sequence[str], stop: threading.Event) -> dict[str, Answer]:
