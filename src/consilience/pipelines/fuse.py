@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from consilience.align import Spelling
 from consilience.chat import Rendered, render, render_prompt, token_bytes
@@ -40,13 +42,24 @@ from consilience.fuse import (
     represent,
     select,
 )
+from consilience.fuse.learn import Example
 from consilience.fuse.match import spelling_of
+from consilience.judge import open_judge
 from consilience.merge import merge_checkpoints
-from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, vocabulary_size
+from consilience.models import (
+    ChatModel,
+    LocalSampler,
+    context_of,
+    load_model,
+    load_tokenizer,
+    sample_greedily,
+    vocabulary_size,
+)
 from consilience.pipelines.card import model_card
 from consilience.pipelines.chats import fingerprint_of_chats, fingerprint_of_data_set, read_chats
-from consilience.pipelines.recipe import FuseRecipe, Places, target_of
+from consilience.pipelines.recipe import REPLIES, FuseRecipe, Places, target_of
 from consilience.pipelines.rehearsal import make_rehearsal, rehearsed
+from consilience.pipelines.replies import choose, rate_source, read_rated, read_replies, sample_source, write_chosen
 from consilience.pipelines.results import Evaluation, summarize
 from consilience.pipelines.targets import Target, targets_of
 from consilience.pipelines.tiny import make_tiny_world
@@ -159,6 +172,8 @@ class _Fusion:
     ) -> None:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
         self.make_tiny = make_tiny
+        self.representations: dict[str, Representation] = {}
+        self.matches: dict[str, Match] = {}
         self.tokenizers: dict[str, Any] = {}  # by model; some take a second to read
         self.keys: dict[str, str] = {}  # of models and chats, and of the stages that follow from them
 
@@ -176,8 +191,9 @@ class _Fusion:
         self.keys = {name: fingerprint(path) for name, path in self.paths.items()}
         self.keys |= {"chats": fingerprint_of_chats(self.train_chats), "held out": fingerprint_of_chats(self.held_out)}
         self._refuse_unusable()
-        self.representations = {name: self._represent(name) for name in self.paths}
-        self.matches = {name: self._align(name) for name in self.recipe.sources}
+        if self.recipe.fusion.kind == "distributions":
+            self.representations = {name: self._represent(name) for name in self.paths}
+            self.matches = {name: self._align(name) for name in self.recipe.sources}
         trained = {target.name: self._train(target) for target in targets_of(self.recipe)}
         pairwise = [trained[target_of(source)] for source in self.recipe.sources if self.recipe.targets.pairwise]
         merged = {name: self._merge(name, pairwise) for name in self.recipe.merges}
@@ -320,16 +336,14 @@ class _Fusion:
     # -- train -----------------------------------------------------------------------------------------------------
 
     def _train(self, target: Target) -> Path:
-        chosen = self._select(target)
-        replies = self._sample(target, chosen) if target.sampled else None
+        examples, after = self._examples(target)
 
         def make(folder: Path) -> None:
             pivot = self._load(PIVOT, self._trained_dtype(), place=False)  # Trainer knows which GPU is this process's
-            links = [self.matches[name].link(target.vocabulary) for name in target.sources]
-            examples = self._sampled_examples(replies) if replies is not None else self._fusion_examples(chosen)
+            links = [self.matches[name].link(target.vocabulary) for name in target.sources if self.matches]
             model, curve = train(
                 pivot.model.train(),
-                examples,
+                examples(pivot),
                 collate,
                 fusion_objective(
                     target.loss,
@@ -351,7 +365,7 @@ class _Fusion:
         return self._stage(
             f"train/{target.name}",
             make,
-            after=[PIVOT, "chats", f"select/{target.name}", *([f"sample/{target.name}"] if target.sampled else [])],
+            after=[PIVOT, "chats", *after],
             settings=[
                 self.recipe.train,
                 target.loss,
@@ -361,6 +375,19 @@ class _Fusion:
             ],
             together=True,
         )
+
+    def _examples(self, target: Target) -> tuple[Callable[[ChatModel], Dataset[Example]], list[str]]:
+        """What a target learns from, made of the pivot when it is trained; and the stages that it follows from."""
+        if self.recipe.fusion.kind == "replies":
+            replies = self._chosen_replies() if target.sampled else self.train_chats
+            after = [f"sample/{REPLIES}"] if target.sampled else []
+            return lambda pivot: self._supervised_examples(replies, pivot), after
+        chosen = self._select(target)
+        if target.sampled:
+            replies = self._sample(target, chosen)
+            after = [f"select/{target.name}", f"sample/{target.name}"]
+            return lambda pivot: self._supervised_examples(replies, pivot), after
+        return lambda pivot: self._fusion_examples(chosen), [f"select/{target.name}"]
 
     def _trained_dtype(self) -> str:
         """float32, over which bfloat16 training is autocast; a pivot that LoRA leaves as it is may stay in bfloat16."""
@@ -385,10 +412,53 @@ class _Fusion:
         ).tolist()
         return learnt
 
-    def _sampled_examples(self, replies: Sequence[Conversation]) -> SupervisedExamples:
-        tokenizer, limit = self._tokenizer(PIVOT), self.representations[PIVOT].max_tokens
-        rendered = [render(tokenizer, chat.messages, max_tokens=limit) for chat in replies]
-        return SupervisedExamples([chat.id for chat in replies], rendered)
+    def _supervised_examples(self, chats: Sequence[Conversation], pivot: ChatModel) -> SupervisedExamples:
+        """The chats that the pivot can read; the others were counted before."""
+        limit = context_of(pivot.model, self.recipe.represent.max_tokens)
+        readable = [chat for chat in chats if self._pivot_can_read(chat.messages)]
+        rendered = [render(pivot.tokenizer, chat.messages, max_tokens=limit) for chat in readable]
+        return SupervisedExamples([chat.id for chat in readable], rendered)
+
+    def _pivot_can_read(self, messages: Sequence[Message]) -> bool:
+        try:
+            render(self._tokenizer(PIVOT), messages)
+        except DataError:
+            return False
+        return True
+
+    def _chosen_replies(self) -> list[Conversation]:
+        """The training chats with the best-rated reply of all sources in the place of the last one."""
+        sampling, judge_settings = self.recipe.fusion.sampling, self.recipe.fusion.judge
+        assert judge_settings is not None
+        sampled = {}
+        for name in self.recipe.sources:
+
+            def sample(folder: Path, name: str = name) -> None:
+                sampler = LocalSampler(self._load(name, self.recipe.represent.dtype))
+                on_progress = functools.partial(self.on_progress, f"sample {name}")
+                sample_source(sampler, self.train_chats, sampling, folder, on_progress)
+
+            inputs = ["chats", name]
+            sampled[name] = self._stage(f"replies/{name}", sample, after=inputs, settings=[sampling])
+
+        def rate(folder: Path) -> None:
+            cache = self.run.path / "judge.sqlite"
+            with open_judge(judge_settings, folder=self.places.recipe_folder, cache=cache) as judge:
+                for name, stage in sampled.items():
+                    on_progress = functools.partial(self.on_progress, f"rate {name}")
+                    rate_source(judge, self.train_chats, read_replies(stage), folder / f"{name}.jsonl", on_progress)
+
+        replies = [f"replies/{name}" for name in sampled]
+        rated = self._stage("ratings", rate, after=replies, settings=[judge_settings])
+
+        def pick_best(folder: Path) -> None:
+            found = [read_rated(name, read_replies(stage), rated / f"{name}.jsonl") for name, stage in sampled.items()]
+            chosen = choose(self.train_chats, itertools.chain(*found), self._pivot_can_read)
+            write_chosen(chosen, folder)
+            write_json(folder / "teachers.json", chosen.teachers)
+            write_json(folder / "kept_gold.json", chosen.kept_gold)
+
+        return read_conversations(self._stage(f"sample/{REPLIES}", pick_best, after=["ratings"]) / "chats.jsonl")
 
     def _sample(self, target: Target, chosen: Path) -> list[Conversation]:
         """The training chats, the last reply of each taken from the source that wins there; gold where none does.
@@ -400,16 +470,13 @@ class _Fusion:
         def make(folder: Path) -> None:
             chats = list(self.train_chats)
             kept_gold: Counter[str] = Counter()
-            pivot_tokenizer = self._tokenizer(PIVOT)
             for source in target.sources:
                 for index, reply, cut_off in self._replies_of(source, winners):
                     answered = (*chats[index].prompt, Message("assistant", reply))
                     if cut_off:
                         kept_gold["reply cut off"] += 1
                         continue
-                    try:
-                        render(pivot_tokenizer, answered)
-                    except DataError:
+                    if not self._pivot_can_read(answered):
                         kept_gold["reply not readable by the pivot"] += 1
                         continue
                     chats[index] = replace(chats[index], messages=answered)

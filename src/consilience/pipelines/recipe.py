@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,10 +13,13 @@ from consilience.config import Settings, known
 from consilience.errors import BackendError, ConfigError, nearest, pick
 from consilience.evaluate import TaskSettings
 from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSettings
+from consilience.judge import JudgeSettings
 from consilience.merge import MergeSettings
+from consilience.models import Sampling
 from consilience.train import TrainSettings
 
 FILE_NAME = re.compile(r"(?!.*\.partial$)\w[\w.-]*")  # names of models and tasks become folders of the run
+REPLIES = "replies"  # the target that learns what a judge chose
 TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
 WITHOUT_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
@@ -75,6 +78,20 @@ class TargetSettings(Settings):
     max_new_tokens: int = Field(256, ge=1, description="longest reply sampled for seqkd")
 
 
+class FusionSettings(Settings):
+    """What sources teach by: their distributions (FuseLLM, FuseChat), or replies that a judge rated (FuseChat-3.0)."""
+
+    kind: Literal["distributions", "replies"] = "distributions"
+    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, samples=4)
+    judge: JudgeSettings | None = Field(None, description="who rates the replies")
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Self:
+        if (self.kind == "replies") != (self.judge is not None):
+            raise ConfigError("fusion.kind: replies needs fusion.judge, and distributions are taught without one")
+        return self
+
+
 class AssumedSettings(Settings):
     """What a dry run and a rehearsal go by where the hub cannot be asked. A real run reads none of it."""
 
@@ -103,6 +120,7 @@ class FuseRecipe(Settings):
     sources: dict[str, str]
     data: DataSettings
     held_out: HeldOutSettings = HeldOutSettings(share=0.05)
+    fusion: FusionSettings = FusionSettings()
     represent: RepresentSettings = RepresentSettings()
     align: AlignSettings = AlignSettings()
     select: SelectSettings = SelectSettings()
@@ -114,10 +132,19 @@ class FuseRecipe(Settings):
     tasks: dict[str, TaskSettings] = {}
     evaluate: EvaluateSettings = EvaluateSettings()
     assumed: AssumedSettings = AssumedSettings()
-    result: str | None = Field(None, description="the model that is handed over; default: the first merge")
+    result: str | None = Field(None, description="the model that is handed over; default: the first merge or target")
     seed: int = 0
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: one per core")
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replies_make_one_target(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """Replies are learnt by one target from all sources: there is nothing to merge."""
+        fusion, targets = (tree.get(key) or {} for key in ("fusion", "targets"))
+        if not isinstance(fusion, dict) or not isinstance(targets, dict) or fusion.get("kind") != "replies":
+            return tree
+        return {"merges": {}} | tree | {"targets": {"pairwise": False} | targets}
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -148,6 +175,8 @@ class FuseRecipe(Settings):
             )
         if self.represent.template == "text" and "seqkd" in self.targets.controls:
             raise ConfigError("targets.controls: seqkd needs chats; plain texts have no prompt to answer")
+        if self.fusion.kind == "replies":
+            self._refuse_distributions()
         if self.merges and not self.targets.pairwise:
             raise ConfigError("merges need targets.pairwise: true, because the pairwise targets are what is merged")
         for name, merge in self.merges.items():
@@ -159,6 +188,23 @@ class FuseRecipe(Settings):
             raise ConfigError("nothing would be made: expected targets.pairwise, targets.many_to_one or a variant")
         pick(dict.fromkeys([*self.target_names, *self.merges]), self.result_name, "target or merge")
         return self
+
+    def _refuse_distributions(self) -> None:
+        """What only distributions can make, in a recipe that teaches by replies."""
+        targets = self.targets
+        asked = {
+            "targets.pairwise": targets.pairwise,
+            "targets.many_to_one": targets.many_to_one,
+            "targets.controls: seqkd": "seqkd" in targets.controls,
+            "targets.variants": bool(targets.variants),
+            "merges": bool(self.merges),
+            "data.text_key": self.data.text_key is not None,
+        }
+        for name, given in asked.items():
+            if given:
+                raise ConfigError(
+                    f"{name} needs fusion.kind: distributions; replies make one target, called {REPLIES!r}"
+                )
 
     def _refuse_idle_vocabulary(self) -> None:
         """A vocabulary mapping that is asked for, and that nothing taught goes through, would change nothing."""
@@ -182,14 +228,16 @@ class FuseRecipe(Settings):
         return (
             *self.targets.controls,
             *(target_of(source) for source in self.sources if self.targets.pairwise),
+            *((REPLIES,) if self.fusion.kind == "replies" else ()),
             *(("many_to_one",) if self.targets.many_to_one else ()),
             *self.targets.variants,
         )
 
     @property
     def result_name(self) -> str:
-        """The model that the run hands over."""
-        return self.result or next(iter([*self.merges, *self.target_names]))
+        """The model that the run hands over: a control only where nothing else is made."""
+        fused = [name for name in self.target_names if name not in self.targets.controls]
+        return self.result or next(iter([*self.merges, *fused, *self.targets.controls]))
 
 
 def target_of(source: str) -> str:

@@ -16,7 +16,7 @@ from consilience.align import likeliest_partner
 from consilience.errors import DataError
 from consilience.evaluate import Answer, Outcome, Question, ReplyLikelihood
 from consilience.fuse import Match, Representation
-from consilience.pipelines.recipe import FuseRecipe, target_of
+from consilience.pipelines.recipe import REPLIES, FuseRecipe, target_of
 from consilience.records import Conversation
 from consilience.run import RunFolder, versions
 from consilience.stats import Estimate, average, difference, proportion, ratio
@@ -269,6 +269,7 @@ def _about(recipe: FuseRecipe, name: str) -> str:
         "sft": "pivot trained on the gold replies, same chats and steps",
         "seqkd": "pivot trained on the winning sources' own replies, gold where no source wins",
         "many_to_one": "pivot fused with all sources in one run",
+        REPLIES: "pivot trained on the sources' replies that the judge rated best, gold where none was rated",
     }.get(name, f"pivot fused with {name.removeprefix('fused_')}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from consilience.fuse import SelectSettings
-from consilience.pipelines.recipe import FuseRecipe, target_of
+from consilience.pipelines.recipe import REPLIES, FuseRecipe, target_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ def targets_of(recipe: FuseRecipe) -> list[Target]:
         "many_to_one": replace(plain, name="many_to_one"),
         "sft": replace(plain, name="sft", sources=()),
         "seqkd": replace(plain, name="seqkd", sampled=True),
+        REPLIES: replace(plain, name=REPLIES, sampled=True),
     }
     for source in recipe.sources:
         targets[target_of(source)] = replace(plain, name=target_of(source), sources=(source,))
