@@ -74,18 +74,24 @@ def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collecti
     `hosts` are names under which it may be asked, beside this machine's own and addresses in numbers. Every call of
     the API takes `token`. Raises `DataError` where no sample was drawn.
     """
-    open_gold(project, codebook).close()
-    table_lock = threading.Lock()
+    table_lock, table_is_old = threading.Lock(), threading.Event()
     # FastAPI records requests for OpenTelemetry, and sends them away where the environment names a collector.
     silent: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=silent)
+    # Each call opens the store for itself; were none open in between, SQLite would tidy up after every one of them.
+    app.state.kept_open = open_gold(project, codebook)
 
     def store() -> GoldStore:
         return open_gold(project, codebook)
 
     def refresh_table() -> None:
-        with table_lock, store() as gold:
-            write_gold(gold, codebook, project / GOLD_TABLE)
+        """One writing of the table serves all codings that came in while the one before it was under way."""
+        table_is_old.set()
+        with table_lock:
+            if table_is_old.is_set():
+                table_is_old.clear()
+                with store() as gold:
+                    write_gold(gold, codebook, project / GOLD_TABLE)
 
     def check_token(authorization: Annotated[str, Header()] = "") -> None:
         if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):

@@ -9,6 +9,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consilience.annotate.coding.sampling import (
     DrawnText,
@@ -128,6 +130,28 @@ def test_allocation_by_hand() -> None:
     # Largest remainders: 10/3 each, the first of equals gets the odd one.
     assert allocate({"a": 10, "b": 10, "c": 10}, 10) == {"a": 4, "b": 3, "c": 3}
     assert allocate(units, 200, at_least=25, already={"rare": 40}) == {"often": 159, "rare": 40, "once": 1}
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    share=st.floats(0, 1),
+    more=st.floats(0, 1),
+    at_least=st.integers(0, 5),
+    equal=st.booleans(),
+)
+def test_allocations_add_up_and_never_take_back(
+    counts: list[int], share: float, more: float, at_least: int, equal: bool
+) -> None:
+    units = {f"stratum {i}": count for i, count in enumerate(counts)}
+    fewest = sum(min(count, at_least) for count in counts)
+    total = fewest + round(share * (sum(counts) - fewest))
+    first = allocate(units, total, at_least=at_least, equal=equal)
+    larger = total + round(more * (sum(counts) - total))
+    second = allocate(units, larger, at_least=at_least, equal=equal, already=first)
+    for allocation, size in ((first, total), (second, larger)):
+        assert sum(allocation.values()) == size
+        assert all(min(units[name], at_least) <= count <= units[name] for name, count in allocation.items())
+    assert all(second[name] >= count for name, count in first.items())
 
 
 def test_allocations_that_cannot_be() -> None:
