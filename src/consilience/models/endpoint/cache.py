@@ -150,7 +150,7 @@ class AnswerCache:
         self, call: int, choices: Mapping[str, Any], *, model: str, prompt: int, completion: int, money: float
     ) -> None:
         """Keeps the answers of a call and what it cost."""
-        with self._transaction():
+        with self._transaction(through_power_cuts=True):
             self._sql.executemany(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)",
                 [(key, call, json.dumps(choice)) for key, choice in choices.items()],
@@ -249,8 +249,10 @@ class AnswerCache:
                 ) from None
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, through_power_cuts: bool = False) -> Iterator[None]:
+        """All of it or nothing, whenever the process dies. Answers outlive a power cut, too; claims need not."""
         with self._work():
+            self._sql.execute(f"PRAGMA synchronous = {'FULL' if through_power_cuts else 'NORMAL'}")
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -265,7 +267,6 @@ def _set_up(sql: sqlite3.Connection) -> None:
     for wait_s in [0.05] * 1200 + [None]:
         try:
             sql.execute("PRAGMA journal_mode = WAL")
-            sql.execute("PRAGMA synchronous = FULL")  # paid answers outlive a power cut, too
             sql.executescript(TABLES)
             return
         except sqlite3.OperationalError as error:
