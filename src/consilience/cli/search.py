@@ -14,8 +14,12 @@ from consilience.errors import ConfigError
 
 def search(
     out: Annotated[Path, typer.Option(help="The replies, JSONL. The same command goes on with what is there.")],
-    model: Annotated[str, typer.Option(help="The large model: a folder or hub name. It is never trained.")],
-    prompts: Annotated[Path, typer.Option(help="JSONL, JSON or Parquet with 'prompt' or 'messages'.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="An experiment that compares searches (recipes/tiny-search.yaml); OUT a folder."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The large model: a folder or hub name. It is never trained.")] = "",
+    prompts: Annotated[Path | None, typer.Option(help="JSONL, JSON or Parquet with 'prompt' or 'messages'.")] = None,
     guide: Annotated[
         str | None, typer.Option(metavar="TUNED:UNTUNED", help="The small pair: folders or hub names.")
     ] = None,
@@ -57,11 +61,21 @@ def search(
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16 | float16")] = "float32",
     raw: Annotated[bool, typer.Option("--raw", help="Prompts are plain text to go on with: no chat template.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the models' own code.")] = False,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
+    ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Make a frozen model better with two small ones: search its replies by what a small one gained in tuning."""
     from consilience.cli.progress import watching
 
+    if recipe is not None:
+        if model or prompts or guide:
+            raise ConfigError("a recipe names its own models and prompts. Leave out --model, --guide and --prompts.")
+        _experiment(recipe, out, overrides, as_json)
+        return
+    if not model or prompts is None or overrides:
+        raise ConfigError("expected --model and --prompts, or a recipe (and only then --set).")
     settings = {
         "width": width,
         "successors": successors,
@@ -103,6 +117,16 @@ def search(
             return
         result = search_file(job, on_progress=on_progress, on_note=_note)
     print(json.dumps(result) if as_json else _lines(result))
+
+
+def _experiment(recipe: Path, out: Path, overrides: list[str], as_json: bool) -> None:
+    from consilience.cli.progress import watching
+
+    with watching() as on_progress:
+        from consilience.pipelines.weak_to_strong import search_recipe
+
+        found = search_recipe(recipe, out, overrides, on_progress=on_progress)
+    print(json.dumps({"run": str(found.run.resolve())} | dict(found.results)) if as_json else found.table)
 
 
 def _server(
