@@ -62,7 +62,8 @@ def search(
     raw: Annotated[bool, typer.Option("--raw", help="Prompts are plain text to go on with: no chat template.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the models' own code.")] = False,
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one thing more: of the search, or of the recipe."),
     ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
@@ -74,8 +75,8 @@ def search(
             raise ConfigError("a recipe names its own models and prompts. Leave out --model, --guide and --prompts.")
         _experiment(recipe, out, overrides, as_json)
         return
-    if not model or prompts is None or overrides:
-        raise ConfigError("expected --model and --prompts, or a recipe (and only then --set).")
+    if not model or prompts is None:
+        raise ConfigError("expected --model and --prompts, or a recipe.")
     settings = {
         "width": width,
         "successors": successors,
@@ -90,7 +91,7 @@ def search(
     }
     server = _server(endpoint, model, api_key_env, concurrency, price, budget, budget_tokens)
     with watching() as on_progress:
-        from consilience.config import parse
+        from consilience.config import override, parse
         from consilience.models.endpoint import EndpointSettings
         from consilience.pipelines.search import SearchJob, estimate_file, search_file
         from consilience.search import SearchSettings
@@ -101,7 +102,7 @@ def search(
             prompts=prompts,
             out=out,
             method=method,
-            settings=parse(settings, SearchSettings, where="search"),
+            settings=parse(override(settings, overrides), SearchSettings, where="search"),
             seed=seed,
             batch=batch,
             limit=limit,

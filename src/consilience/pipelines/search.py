@@ -102,6 +102,8 @@ def search_file(
     with _results(job) as (file, found):
         _refuse_other_prompts(job.out, prompts, found)
         missing = [prompt for prompt in prompts if prompt.id not in found]
+        # Prompts of like length go together, for each has as much room in the cache as the longest under way.
+        missing.sort(key=lambda prompt: -sum(len(message.content) for message in prompt.messages))
         counts: dict[str, Any] = {}
         if missing:
             on_progress("search", len(prompts) - len(missing), len(prompts))

@@ -69,11 +69,10 @@ class Side:
         wanted: list[tuple[Tree, list[Node]]] = []
         for reading, new in asked:
             parents: dict[Node, None] = {}
+            first = [node for node in new if node.parent is reading.tree.tip]  # what follows the prompt is known
+            own |= zip(first, reading.after_prompt_V[[node.token for node in first]].tolist())
             for node in new:
-                assert node.parent is not None
-                if node.parent is reading.tree.tip:
-                    own[node] = float(reading.after_prompt_V[node.token])
-                else:
+                if node.parent is not None and node not in own:
                     children.setdefault(node.parent, []).append(node)
                     parents[node.parent] = None
             if parents:

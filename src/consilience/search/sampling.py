@@ -27,7 +27,7 @@ from consilience.rng import stream
 from consilience.search.forward import TreeModel
 from consilience.search.selection import draw, entropy, keep_likely
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import CONTEXT, Speaker, prompt_ids, same_vocabulary
+from consilience.search.texts import CONTEXT, Said, Speaker, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree
 
 FAR = 1 << 30
@@ -243,11 +243,11 @@ class LargeModel:
         parent = row.parent
         if parent.finish:
             return parent
-        text, spoken = "", 0
+        text, said = "", Said()
         if opened.settings.mode == "published":
             text = self.show(row.ids)
         elif self.speaks:
-            text, spoken = opened.speaker.go_on(parent.text, parent.spoken, row.ids)
+            text, said = opened.speaker.go_on(parent.text, parent.said, row.ids)
         return Hypothesis(
             ids=tuple(row.ids),
             text=text,
@@ -255,7 +255,7 @@ class LargeModel:
             end=row.end,
             logprob=row.logprob,
             entropy=row.entropy,
-            spoken=spoken,
+            said=said,
             handle=row.nodes,
             marks=parent.marks,
             marked=parent.marked,

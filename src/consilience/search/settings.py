@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from consilience.config import Settings
 from consilience.errors import ConfigError
 from consilience.records import Message
+from consilience.search.texts import NOTHING, Said
 
 ENDLESS = 1 << 62  # a chunk that ends with the reply
 
@@ -81,7 +82,7 @@ class Hypothesis:
     logprob: float = 0.0  # in the distributions it was drawn from, in nats
     entropy: float = 0.0  # of the distribution that its newest chunk's first token was drawn from, in bits
     tokens: int = 0  # of the large model, where there are no `ids`
-    spoken: int = 0  # so many of `ids` are in `text`
+    said: Said = NOTHING  # how much of `ids` is in `text`
     handle: Any = None  # where the sampling model goes on
     marks: Any = None  # where the guide goes on
     marked: int = 0  # so many of `ids` the guide has read

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from consilience.chat import render_prompt
 from consilience.errors import ConfigError, DataError
 from consilience.records import Message
 
 UNFINISHED = "\ufffd"  # what decoders write for the first bytes of a character
-LONGEST_CHARACTER = 4  # bytes, and so tokens at most
+JUNK = 32  # tokens without the end of a character among them: bytes that are none
 CONTEXT = 6  # tokens before a text that show a decoder whether a blank is due
+SEAM = 8  # tokens of a prompt that may have to be tokenized again with the reply, at most, if they begin a word
+
+
+class Said(NamedTuple):
+    """How far a reply is decoded: its first `ids` tokens, which end with a character, are its first `characters`."""
+
+    ids: int = 0
+    characters: int = 0
+
+
+NOTHING = Said()
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message], *, raw: bool) -> list[int]:
@@ -43,41 +54,55 @@ class Speaker:
         self.tokenizer = tokenizer
         self.before = list(prompt[-CONTEXT:])
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def go_on(self, text: str, spoken: int, ids: Sequence[int]) -> tuple[str, int]:
-        """`text`, which says the first `spoken` of `ids`, with what the others add; and how many are said then.
+    def go_on(self, text: str, said: Said, ids: Sequence[int]) -> tuple[str, Said]:
+        """`text`, whose first part says the first of `ids` as `said` has it, up to their end; and how far it is said.
 
-        The first bytes of a character stay unsaid until the rest of it is there.
+        The first bytes of a character stay unsaid until the rest of it is there; a token may hold the end of one
+        character and the beginning of the next.
         """
-        said = [*self.before, *ids[:spoken]][-CONTEXT:]
-        base = self.decode(said)
-        for held in range(min(LONGEST_CHARACTER, len(ids) - spoken)):
-            whole = self.decode([*said, *ids[spoken : len(ids) - held]])
-            if not whole.endswith(UNFINISHED):
-                return text + whole[len(base) :], len(ids) - held
-        if len(ids) - spoken < LONGEST_CHARACTER:
-            return text, spoken
-        return text + self.decode([*said, *ids[spoken:]])[len(base) :], len(ids)  # no character: bytes that are none
+        known = [*self.before, *ids[: said.ids]][-CONTEXT:]
+        whole = self._decode([*known, *ids[said.ids :]])[len(self._decode(known)) :]
+        clean = whole.rstrip(UNFINISHED)
+        if clean == whole or len(ids) - said.ids > JUNK:
+            text = text[: said.characters] + whole
+            return text, Said(len(ids), len(text))
+        return text[: said.characters] + clean, said
 
 
 class Retokenizer:
     """A reply's text as another model's tokens, after that model's prompt.
 
-    Text and prompt meet as one string, so that a tokenizer may join what stands on either side of the seam.
+    Text and prompt meet as one string, so that a tokenizer may join what stands on either side of the seam. Where the
+    prompt's last tokens begin a word, and give themselves when they are read alone, only they are read again;
+    otherwise `whole`, the prompt's text, is, or reply and prompt stay apart where there is none.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], *, whole: str | None = None) -> None:
         self.tokenizer, self.prompt = tokenizer, list(prompt)
         self.seam, self.head = ("", self.prompt) if whole is None else (whole, [])
         if whole is None:
-            for tokens in range(1, min(LONGEST_CHARACTER * 2, len(self.prompt)) + 1):
-                seam = tokenizer.decode(self.prompt[-tokens:], clean_up_tokenization_spaces=False)
-                if seam and self._ids(seam) == self.prompt[-tokens:]:
-                    self.seam, self.head = seam, self.prompt[:-tokens]
-                    break
+            tails = range(1, min(SEAM, len(self.prompt)) + 1)
+            found = next((tokens for tokens in tails if self._is_a_seam(tokens)), 0)
+            if found:
+                self.seam, self.head = self._text(self.prompt[-found:]), self.prompt[:-found]
+
+    def _is_a_seam(self, tokens: int) -> bool:
+        """Whether the prompt's last `tokens` can be read apart from those before, whatever follows them."""
+        head, tail = self.prompt[:-tokens], self.prompt[-tokens:]
+        seam = self._text(tail)
+        if not seam or self._ids(seam) != tail:
+            return False
+        marked = self.tokenizer.convert_ids_to_tokens(tail[0]).startswith("▁")
+        after_control = not head or head[-1] in self.tokenizer.all_special_ids
+        begins_word = seam[0].isspace() and not self._text(head[-1:])[-1:].isspace()
+        return marked or after_control or begins_word
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
