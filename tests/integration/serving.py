@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -61,10 +62,11 @@ def command(*words: object, env: dict[str, str] | None = None) -> Iterator[tuple
     try:
         assert process.stdout
         shown = []
-        while not (shown and shown[-1].startswith("listens")):
+        while not (shown and shown[-1].startswith(("listens", "{"))):
             shown.append(process.stdout.readline())
             assert shown[-1], (process.stderr and process.stderr.read(), shown)
-        yield process, shown[-1].split()[1].removesuffix("/v1")
+        url = json.loads(shown[-1])["url"] if shown[-1].startswith("{") else shown[-1].split()[1]
+        yield process, url.removesuffix("/v1")
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

@@ -21,7 +21,7 @@ PATHS = ("/v1/chat/completions", "/v1/completions")
 FIELDS = (
     "model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p n seed stop stream "
     "stream_options logprobs top_logprobs tools response_format stop_token_ids min_tokens ignore_eos width chunk "
-    "continue_final_message logit_bias user metadata echo suffix best_of"
+    "continue_final_message logit_bias presence_penalty repetition_penalty successors user metadata echo best_of"
 ).split()
 ODD: tuple[Callable[[random.Random], Any], ...] = (
     lambda luck: None,
@@ -99,9 +99,10 @@ def raw(luck: random.Random, path: str) -> bytes:
     )
 
 
-@pytest.fixture(scope="module")
-def server(world: Path) -> Iterator[Running]:
-    with serving(world / "finch", max_model_len=256, served=None) as running:
+@pytest.fixture(scope="module", params=["plain", "guided"])
+def server(request: pytest.FixtureRequest, world: Path) -> Iterator[Running]:
+    guide = (str(world / "wren"), str(world / "wren")) if request.param == "guided" else None
+    with serving(world / "finch", max_model_len=256, guide=guide, width=2, successors=2) as running:
         yield running
 
 
@@ -129,7 +130,7 @@ def test_a_thousand_malformed_requests(server: Running, caplog: pytest.LogCaptur
     for number in range(REQUESTS // 5):
         statuses[_sent(server.url, raw(luck, luck.choice(PATHS)), number)] += 1
     assert statuses[400] > REQUESTS // 3
-    assert statuses[200] > 0  # some are odd, and still mean something
+    assert statuses[200] > REQUESTS // 100  # some are odd, and still mean something
     assert server.load == (0, 0)
     assert not [record for record in caplog.records if record.exc_info], caplog.text
     assert post(server.url, "chat/completions", chat()).status_code == 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,11 @@ def test_what_stops_a_guided_server_before_it_listens(consilience: Callable[...,
 
 
 def test_the_command(world: Path, pair: tuple[str, str]) -> None:
-    words = (world / "finch", "--guide", ":".join(pair), "--served-model-name", NAME, "--no-access-log", "--chunk", "0")
-    with command(*words) as (_, url):
+    words = (world / "finch", "--guide", ":".join(pair), "--served-model-name", NAME, "--chunk", "0", "--json")
+    with command(*words) as (process, url):
         assert post(url, "chat/completions", chat()).json()["choices"][0]["message"]["content"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 0
+        assert process.stderr is not None
+        logged = [line for line in process.stderr.read().splitlines() if line.startswith("{")]
+        assert "POST /v1/chat/completions" in json.loads(logged[-1])["message"]

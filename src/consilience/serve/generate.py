@@ -27,6 +27,10 @@ class Sampling:
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     ignore_end: bool = False
+    presence_penalty: float = 0.0  # taken off the logits of tokens that the reply has already
+    frequency_penalty: float = 0.0  # the same for every time that it has them
+    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens of prompt and reply
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of tokens
     logprobs: int | None = None  # so many of the likeliest tokens beside each token's own; None: none at all
 
 

@@ -23,15 +23,25 @@ from consilience.serve.requests import (
     messages_of,
     read_chat,
     read_completion,
+    same,
     sampling_of,
 )
 
 Request = ChatRequest | CompletionRequest
-# What a searched reply cannot be asked for.
-NOT_GUIDED = (
-    "logprobs", "min_p", "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output",
-    "continue_final_message",
-)  # fmt: skip
+# What a searched reply cannot be asked for, and the values that ask for nothing.
+NOT_GUIDED: dict[str, tuple[Any, ...]] = {
+    "continue_final_message": (False,),
+    "frequency_penalty": (None, 0),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_p": (None, 0),
+    "min_tokens": (0,),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "stop_token_ids": (None, []),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,10 +109,9 @@ class Jobs:
         return str(self.served.tokenizer.convert_ids_to_tokens(token_id) or "").encode()
 
     def _check_features(self, request: Request) -> None:
-        fields = type(request).model_fields
         if self.served.guides:
-            for name in NOT_GUIDED:
-                if name in fields and getattr(request, name) not in (None, fields[name].default):
+            for name in NOT_GUIDED.keys() & type(request).model_fields.keys():
+                if not any(same(getattr(request, name), neutral) for neutral in NOT_GUIDED[name]):
                     message = f"{name!r} is not supported by a server with a guide: its replies are searched for."
                     raise ApiError(400, message, param=name, code="unsupported")
         if not self.served.overrides:
@@ -111,6 +120,7 @@ class Jobs:
                     message = f"{name!r} needs a server that was started with --guide and --method cbs."
                     raise ApiError(400, message, param=name, code="unsupported")
         self._check_ids(request.stop_token_ids or (), "stop_token_ids")
+        self._check_ids([*map(int, request.logit_bias or ())], "logit_bias")
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         unknown = [id_ for id_ in ids if not 0 <= id_ < self.served.vocabulary]

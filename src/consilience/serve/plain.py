@@ -6,7 +6,7 @@ Shapes: B replies written at once, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ class _Reply:
     stops: Stops
     last_id: int = -1
     tokens: int = 0
+    counts: Counter[int] = field(default_factory=Counter)  # how often it has each token
 
 
 @dataclass(slots=True)
@@ -167,12 +168,11 @@ class PlainSampling:
         """The next token of each of `replies`, which are the last ones of the batch or all of them."""
         broken = (~logits_BV.isfinite().any(-1) | logits_BV.isnan().any(-1)).tolist()
         raw_BV = logits_BV
-        ruled_out = [reply.tokens < reply.job.sampling.min_tokens for reply in replies]
-        if any(ruled_out):
+        changed = [row for row, reply in enumerate(replies) if self._changes_logits(reply)]
+        if changed:
             logits_BV = logits_BV.clone()
-            for row, out in enumerate(ruled_out):
-                if out:
-                    logits_BV[row, [*self.ends | replies[row].job.sampling.stop_ids]] = -torch.inf
+            for row in changed:
+                self._change(logits_BV[row], replies[row])
         ids = draw(logits_BV, [reply.job.sampling for reply in replies], [reply.generator for reply in replies])
         logprobs = self._logprobs(replies, raw_BV, ids)
         pieces = []
@@ -192,10 +192,33 @@ class PlainSampling:
             self.rows.wipe()
         return pieces
 
+    def _changes_logits(self, reply: _Reply) -> bool:
+        own = reply.job.sampling
+        penalties = own.presence_penalty or own.frequency_penalty or own.repetition_penalty != 1
+        return bool(penalties or own.logit_bias or reply.tokens < own.min_tokens)
+
+    def _change(self, logits_V: Tensor, reply: _Reply) -> None:
+        """What a request wants of the logits before a token is drawn from them, in place."""
+        own, device = reply.job.sampling, logits_V.device
+        if own.logit_bias:
+            ids, biases = zip(*own.logit_bias)
+            logits_V[torch.tensor(ids, device=device)] += torch.tensor(biases, device=device)
+        if reply.tokens < own.min_tokens:
+            logits_V[[*self.ends | own.stop_ids]] = -torch.inf
+        if own.repetition_penalty != 1:
+            seen = torch.tensor([*{*reply.job.prompt_ids, *reply.counts}], device=device)
+            logits = logits_V[seen]
+            logits_V[seen] = torch.where(logits > 0, logits / own.repetition_penalty, logits * own.repetition_penalty)
+        if reply.counts and (own.presence_penalty or own.frequency_penalty):
+            written = torch.tensor([*reply.counts], device=device)
+            times = torch.tensor([*reply.counts.values()], device=device)
+            logits_V[written] -= own.presence_penalty + own.frequency_penalty * times
+
     def _advance(self, reply: _Reply, id_: int, logprob: TokenLogprob | None) -> Piece:
         sampling = reply.job.sampling
         reply.tokens += 1
         reply.last_id = id_
+        reply.counts[id_] += 1
         ended = (id_ in self.ends and not sampling.ignore_end) or id_ in sampling.stop_ids
         text = reply.stops.push("" if ended else reply.text.push([id_]))
         finish = "stop" if ended or reply.stops.found else "length" if reply.tokens >= sampling.max_tokens else None

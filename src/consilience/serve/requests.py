@@ -25,19 +25,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "beam_search": (None, False),
     "best_of": (None, 1),
+    "chat_template_kwargs": (None, {}),
     "echo": (None, False),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
     "guided_json": (None,),
     "guided_regex": (None,),
-    "logit_bias": (None, {}),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
-    "presence_penalty": (None, 0),
     "reasoning_effort": (None,),
-    "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "skip_special_tokens": (None, True),
@@ -74,6 +71,7 @@ def _whole_characters(text: str) -> str:
     return text
 
 
+TokenId = Annotated[StrictStr, Field(pattern=r"^[0-9]{1,9}$")]  # as JSON's keys have it
 Text = Annotated[StrictStr, AfterValidator(_whole_characters)]
 
 
@@ -96,6 +94,10 @@ class _Request(_Body):
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(strict=True, gt=0, le=10)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(strict=True, ge=-100, le=100)]] | None = None
     seed: Annotated[StrictInt, Field(ge=-LONGEST_SEED, lt=LONGEST_SEED)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[StrictInt] | None = None
@@ -290,6 +292,10 @@ def sampling_of(
         stop_ids=frozenset(request.stop_token_ids or ()),
         min_tokens=request.min_tokens,
         ignore_end=request.ignore_eos,
+        presence_penalty=own("presence_penalty", 0.0),
+        frequency_penalty=own("frequency_penalty", 0.0),
+        repetition_penalty=own("repetition_penalty", 1.0),
+        logit_bias=tuple((int(id_), bias) for id_, bias in (request.logit_bias or {}).items()),
         logprobs=request.wanted_logprobs,
     )
 
@@ -304,7 +310,7 @@ def _read(kind: type[R], tree: Mapping[str, Any]) -> R:
         if name not in NEUTRAL:
             meant = nearest(shown, kind.model_fields)
             raise ApiError(400, f"Unrecognized request argument supplied: {shown!r}.{meant}", param=shown)
-        if not any(_same(tree[name], neutral) for neutral in NEUTRAL[name]):
+        if not any(same(tree[name], neutral) for neutral in NEUTRAL[name]):
             raise ApiError(400, f"{name!r} is not supported by this server.", param=name, code="unsupported")
     try:
         return kind.model_validate(known)
@@ -328,7 +334,7 @@ def _first(error: ValidationError) -> ApiError:
     return ApiError(400, f"{param!r}: {message}.", param=param or None)
 
 
-def _same(value: Any, neutral: Any) -> bool:
+def same(value: Any, neutral: Any) -> bool:
     """Equal as JSON has it: 0 is not false."""
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 

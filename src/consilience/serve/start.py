@@ -18,7 +18,7 @@ from consilience.serve.metrics import Metrics
 from consilience.serve.plain import PlainSampling
 
 FAR = 1 << 20  # positions of a model that states no limit
-SAMPLED_BY = ("temperature", "top_p", "top_k", "min_p")
+SAMPLED_BY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 GENERATION_CONFIGS = ("auto", "none")
 
 
@@ -80,6 +80,8 @@ def prepare(settings: ServeSettings) -> Ready:
     if settings.generation_config == "auto":
         stated, not_applied = sampling_defaults(chat_model)
         defaults |= stated
+        if settings.guide and defaults.pop("repetition_penalty", 1.0) != 1:
+            not_applied = (*not_applied, "repetition_penalty")
         if not_applied:
             notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
     if defaults:
@@ -142,8 +144,7 @@ def sampling_defaults(chat_model: ChatModel) -> tuple[dict[str, float], tuple[st
     """What the model's generation configuration says of sampling, and what it says that is not done here."""
     stated: Mapping[str, Any] = chat_model.model.generation_config.to_diff_dict()
     defaults = {name: float(stated[name]) for name in SAMPLED_BY if stated.get(name) is not None}
-    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-    ignored = (f"{name} {stated[name]}" for name, none in neutral.items() if stated.get(name, none) not in (none, None))
+    ignored = (f"{name} {stated[name]}" for name in ("no_repeat_ngram_size", "typical_p") if stated.get(name))
     return defaults, tuple(ignored)
 
 

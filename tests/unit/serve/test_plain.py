@@ -159,3 +159,25 @@ def test_nan_ends_one_reply_and_no_other(models: dict[str, ChatModel]) -> None:
     assert [piece.error for piece in pieces["bad"]] == [f"model {model.name} gives NaN"]
     assert text_of(pieces["good"]) == alone(model, good, 30)
     assert text_of(pieces["later"]) == alone(model, bad[:9])  # it takes the place of the row that was NaN
+
+
+def test_biases_and_penalties(models: dict[str, ChatModel]) -> None:
+    model = models["finch"]
+    ids = prompts(model)[0]
+
+    def written(**settings: object) -> list[int]:
+        plain = PlainSampling(model, max_replies=4)
+        pieces = run(plain, {0: [job("x", ids, tokens=20, logprobs=0, **settings)], 1: [job("y", ids[:5])]})["x"]
+        return [token.token_id for piece in pieces for token in piece.logprobs]
+
+    free = written()
+    assert written(logit_bias=((300, 100.0),)) == [300] * 20
+    assert set(written(logit_bias=((free[0], -100.0),))).isdisjoint(free[:1])
+    assert len(set(written(presence_penalty=2.0, frequency_penalty=2.0))) > len(set(free))
+    # Greedily, as transformers' own generate does it.
+    input_ids = torch.tensor([ids])
+    expected = model.model.generate(
+        input_ids=input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=20, min_new_tokens=20,
+        do_sample=False, repetition_penalty=1.5, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    assert written(repetition_penalty=1.5) == expected[0, len(ids) :].tolist() != free
