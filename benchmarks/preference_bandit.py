@@ -27,6 +27,7 @@ X, K, D, N, ROUNDS, STEPS = 64, 32, 32, 128, 3, 15
 ANNOTATOR = 3.0  # labels with odds exp(this * difference in reward)
 SHARPNESS = 1.5
 MEMBERS = 8  # of an ensemble
+MOST = 2 * N  # prompts of a round, of the arm that has twice as many
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Arm:
     bonus: float = 0.0  # of an elliptical (count-like) bonus on y's logit
     ensemble: bool = False  # y is the favourite of a random member
     implicit: bool = False  # of the samples only the one with the largest implicit reward is judged
+    prompts: int = N  # of a round
     data_from: str | None = None
 
 
@@ -68,13 +70,13 @@ def make_world(seeds: int, first: int, most_samples: int) -> World:
     world = World(features, reward, SHARPNESS * normal(seeds, D), draws)
     log_start_SXK = policy(world, world.start_SD)
     for _ in range(ROUNDS):
-        prompt_SN = torch.randint(0, X, (seeds, N), generator=draws)
+        prompt_SN = torch.randint(0, X, (seeds, MOST), generator=draws)
         world.prompts.append(prompt_SN)
         at_prompts = rows(log_start_SXK, prompt_SN).exp().flatten(0, 1)
         pair = torch.multinomial(at_prompts.float(), 2, replacement=True, generator=draws)
-        world.pairs.append(pair.unflatten(0, (seeds, N)))
-        world.gumbel_sample.append(gumbel(draws, seeds, N, most_samples, K))
-        world.gumbel_label.append(gumbel(draws, seeds, N, most_samples + 2))
+        world.pairs.append(pair.unflatten(0, (seeds, MOST)))
+        world.gumbel_sample.append(gumbel(draws, seeds, MOST, most_samples, K))
+        world.gumbel_label.append(gumbel(draws, seeds, MOST, most_samples + 2))
     return world
 
 
@@ -109,7 +111,7 @@ class Collected:
 
 
 def collect(world: World, arm: Arm, t: int, theta_SD: Tensor, members_SMD: Tensor, seen_SDD: Tensor) -> Collected:
-    prompt_SN, pair_SN2 = world.prompts[t], world.pairs[t]
+    prompt_SN, pair_SN2 = world.prompts[t][:, : arm.prompts], world.pairs[t][:, : arm.prompts]
     reward_SNK = rows(world.reward_SXK, prompt_SN)
     log_SNK = rows(policy(world, theta_SD), prompt_SN)
     if arm.offline:
@@ -123,10 +125,10 @@ def collect(world: World, arm: Arm, t: int, theta_SD: Tensor, members_SMD: Tenso
             width = torch.einsum("snkd,sde,snke->snk", around, torch.linalg.inv(seen_SDD), around).clamp_min(0).sqrt()
             wish_SNK = log_SNK + arm.bonus * width
         if arm.ensemble:
-            member_SN = torch.arange(N).expand(len(prompt_SN), N) % MEMBERS
+            member_SN = torch.arange(arm.prompts).expand_as(prompt_SN) % MEMBERS
             chosen_SND = members_SMD[torch.arange(len(prompt_SN))[:, None], member_SN]
             wish_SNK = torch.einsum("snkd,snd->snk", features_SNKD, chosen_SND)
-        noise = world.gumbel_sample[t][:, :, : arm.samples]
+        noise = world.gumbel_sample[t][:, : arm.prompts, : arm.samples]
         scaled = wish_SNK[:, :, None] / (arm.temperature or 1.0)
         y_SNC = (scaled + (noise if arm.temperature else 0.0)).argmax(-1)
         if arm.implicit:
@@ -135,7 +137,9 @@ def collect(world: World, arm: Arm, t: int, theta_SD: Tensor, members_SMD: Tenso
             y_SNC = y_SNC.gather(-1, best_of)
         y = y_SNC[..., 0]
         candidates = torch.cat([pair_SN2, y_SNC], -1) if arm.offline_pair else y_SNC
-    labels = ANNOTATOR * reward_SNK.gather(-1, candidates) + world.gumbel_label[t][..., : candidates.shape[-1]]
+    labels = (
+        ANNOTATOR * reward_SNK.gather(-1, candidates) + world.gumbel_label[t][:, : arm.prompts, : candidates.shape[-1]]
+    )
     best, worst = (candidates.gather(-1, at(-1, keepdim=True))[..., 0] for at in (labels.argmax, labels.argmin))
     return Collected(best, worst, y)
 
@@ -144,7 +148,7 @@ def learn(
     world: World, arm: Arm, t: int, theta_SD: Tensor, data: Collected, weights_SN: Tensor | None = None
 ) -> Tensor:
     """15 full steps of DPO, with SELM's term where alpha is not 0."""
-    prompt_SN = world.prompts[t]
+    prompt_SN = world.prompts[t][:, : arm.prompts]
     features_SNKD = rows(world.features_SXKD, prompt_SN)
     pick = lambda k: features_SNKD.gather(2, k[..., None, None].expand(*k.shape, 1, D))[:, :, 0]  # noqa: E731
     apart_SND, y_SND = pick(data.best) - pick(data.worst), pick(data.y)
@@ -152,7 +156,7 @@ def learn(
     for _ in range(STEPS):
         margin_SN = arm.beta * torch.einsum("snd,sd->sn", apart_SND, theta_SD - reference)
         pull_SN = torch.sigmoid(-margin_SN) * (1.0 if weights_SN is None else weights_SN)
-        step_SD = torch.einsum("sn,snd->sd", pull_SN, apart_SND) / N
+        step_SD = torch.einsum("sn,snd->sd", pull_SN, apart_SND) / arm.prompts
         if arm.alpha:
             chances = rows(policy(world, theta_SD), prompt_SN).exp()
             step_SD = step_SD - arm.alpha * (y_SND - torch.einsum("snk,snkd->snd", chances, features_SNKD)).mean(1)
@@ -172,11 +176,9 @@ def run(world: World, arm: Arm, given: list[Collected] | None) -> tuple[list[Ten
         collected.append(data)
         if arm.ensemble:
             for m in range(MEMBERS):
-                weights = torch.empty_like(world.pairs[t][..., 0], dtype=torch.float64).exponential_(
-                    generator=bootstrap
-                )
+                weights = torch.empty(len(theta_SD), arm.prompts, dtype=torch.float64).exponential_(generator=bootstrap)
                 members_SMD[:, m] = learn(world, arm, t, members_SMD[:, m], data, weights)
-        features_SNKD = rows(world.features_SXKD, world.prompts[t])
+        features_SNKD = rows(world.features_SXKD, world.prompts[t][:, : arm.prompts])
         pick = lambda k: features_SNKD.gather(2, k[..., None, None].expand(*k.shape, 1, D))[:, :, 0]  # noqa: B023, E731
         apart = pick(data.best) - pick(data.worst)
         seen_SDD = seen_SDD + torch.einsum("snd,sne->sde", apart, apart)
@@ -192,6 +194,7 @@ def arms_of(base: Arm) -> dict[str, Arm]:
         arms[f"SELM alpha {alpha:g}, replay"] = replace(base, alpha=alpha, data_from="online DPO")
     for times in (1.25, 1.5, 2.0, 10.0):
         arms[f"step x{times:g}"] = replace(base, learning_rate=base.learning_rate * times)
+    arms["twice the prompts"] = replace(base, prompts=2 * N)  # as many labels as four samples and the pair
     for temperature in (0.5, 1.0, 2.0, 3.0):
         arms[f"temperature {temperature:g}"] = replace(base, temperature=temperature)
     for samples in (2, 4, 8):

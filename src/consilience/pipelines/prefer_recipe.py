@@ -12,7 +12,7 @@ from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
 from consilience.models import Sampling
 from consilience.pipelines.recipe import FILE_NAME
-from consilience.prefer.rounds import ArmSettings
+from consilience.prefer.rounds import EXPLORATIONS, ArmSettings
 
 POLICY = "policy"  # the only arm of a recipe that names none
 NESTED = ("loss", "sample", "train")  # blocks of which an arm may give single keys
@@ -124,6 +124,7 @@ class PreferRecipe(ArmSettings):
         fields = ArmSettings.model_fields
         tree: dict[str, Any] = {key: getattr(self, key) for key in fields}
         tree = {key: value.model_dump() if isinstance(value, Settings) else value for key, value in tree.items()}
+        tree["sample"] |= EXPLORATIONS.get(str(changes.get("explore")), {})
         for key, value in changes.items():
             merges = key in NESTED and isinstance(value, dict)
             tree[key] = {**tree[key], **value} if merges else value

@@ -44,6 +44,12 @@ from consilience.run import RunFolder, write_json
 from consilience.train import TrainSettings, finish, train
 
 OnProgress = Callable[[str, int, int], None]
+# What else the policy may say than its one likeliest reply: where y is from (docs/prefer.md measures them).
+EXPLORATIONS: dict[str, dict[str, Any]] = {
+    "none": {"temperature": 0.0, "samples": 1},  # SELM's code
+    "temperature": {"temperature": 1.0, "samples": 1},
+    "best_of_n": {"temperature": 1.0, "samples": 4},  # the best and the worst of four, and of the offline pair
+}
 SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
 
 
@@ -51,7 +57,8 @@ class ArmSettings(Settings):
     """Everything that decides one arm's rounds. What an arm of a recipe leaves out, it has from the recipe itself."""
 
     loss: LossSettings = LossSettings()
-    sample: Sampling = Field(Sampling(max_new_tokens=1024), description="the policy's own replies; greedy by default")
+    explore: Annotated[str, known(lambda: EXPLORATIONS, "exploration")] = "none"
+    sample: Sampling = Field(Sampling(max_new_tokens=1024), description="the policy's own replies, over `explore`")
     pair: Annotated[str, known(lambda: PAIRINGS, "pairing rule")] = "best_worst"
     offline_pair: bool = Field(True, description="the data's pair is among the candidates")
     third: str = Field(
@@ -65,6 +72,14 @@ class ArmSettings(Settings):
     max_tokens: int = Field(1024, ge=2, description="of prompt and reply together; longer ones are set aside")
     batch_tokens: int = Field(8192, ge=1, description="read at once where nothing is learnt")
     train: TrainSettings = TrainSettings(epochs=1, batch_size=128, learning_rate=5e-7, warmup=0.1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explored(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("explore") in EXPLORATIONS and isinstance(tree.get("sample", {}), dict):
+            sample = {"max_new_tokens": 1024, **EXPLORATIONS[tree["explore"]], **tree.get("sample", {})}
+            return {**tree, "sample": sample}
+        return tree
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
