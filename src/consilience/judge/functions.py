@@ -10,39 +10,37 @@ from typing import Any
 
 from consilience.errors import ConfigError
 from consilience.judge.judges import (
+    Compare,
     Judge,
     OnProgress,
-    Prefer,
     Prompt,
+    Rate,
     References,
     Reply,
-    Scores,
     dialogue,
     key_of,
-    missing,
-    no_progress,
     over_both_orders,
     prefer_by_scores,
-    same_length,
+    prefer_of,
+    scores_of,
     turned,
-    without_asking,
 )
 from consilience.judge.readings import Reading, preference
 from consilience.records import Judgment, VerdictState
 
 Score = Callable[[Prompt, Reply], float | None]
-Compare = Callable[[Prompt, Reply, Reply], float | None]
+CompareTwo = Callable[[Prompt, Reply, Reply], float | None]
 
 
-def judge_of_function(name: str, *, score: Score | None = None, compare: Compare | None = None) -> Judge:
+def judge_of_function(name: str, *, score: Score | None = None, compare: CompareTwo | None = None) -> Judge:
     """A judge that rates by `score(prompt, reply)`, or prefers by `compare(prompt, first, second)` in both orders.
 
     `compare` gives how far the first is preferred, from 0 to 1. None or NaN is no verdict. A judge with a score only
     prefers the reply with the higher one.
     """
-    scores = _scores(name, score) if score else None
+    scores = scores_of(name, _rate(name, score)) if score else None
     if compare:
-        return Judge(name=name, scores=scores, prefer=_prefer(name, compare))
+        return Judge(name=name, scores=scores, prefer=prefer_of(name, _compare(name, compare)))
     if scores is None:
         raise ValueError("a judge needs a function that scores, or one that compares")
     return Judge(name=name, scores=scores, prefer=prefer_by_scores(name, scores, bradley_terry=False))
@@ -65,29 +63,21 @@ def load_function(place: str, folder: Path) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _scores(name: str, score: Score) -> Scores:
-    def scores(
-        prompts: Sequence[Prompt],
-        replies: Sequence[Reply | None],
-        *,
-        references: References | None = None,
-        on_progress: OnProgress = no_progress,
+def _rate(name: str, score: Score) -> Rate:
+    def rate(
+        prompts: Sequence[Prompt], replies: Sequence[Reply], references: References, on_progress: OnProgress
     ) -> list[Judgment]:
-        same_length(prompts, replies, references)
-        judgments = []
+        judgments: list[Judgment] = []
         for prompt, reply in zip(prompts, replies):
-            if reply is None:
-                judgments.append(missing(name, prompt))
-            else:
-                said = score(prompt, reply)
-                judgments.append(_judgment(name, _reading(said), said, dialogue(prompt, reply)))
+            said = score(prompt, reply)
+            judgments.append(_judgment(name, _reading(said), said, dialogue(prompt, reply)))
             on_progress(len(judgments), len(prompts))
         return judgments
 
-    return scores
+    return rate
 
 
-def _prefer(name: str, compare: Compare) -> Prefer:
+def _compare(name: str, compare: CompareTwo) -> Compare:
     def one_order(prompt: Prompt, first: Reply, second: Reply) -> Judgment:
         said = compare(prompt, first, second)
         reading = _reading(said)
@@ -96,24 +86,21 @@ def _prefer(name: str, compare: Compare) -> Prefer:
             reading = preference(reading.value) if inside else Reading(VerdictState.OUT_OF_RANGE, stated=reading.value)
         return _judgment(name, reading, said, dialogue(prompt, first), dialogue(prompt, second))
 
-    def prefer(
+    def both_orders(
         prompts: Sequence[Prompt],
-        firsts: Sequence[Reply | None],
-        seconds: Sequence[Reply | None],
-        *,
-        references: References | None = None,
-        on_progress: OnProgress = no_progress,
+        firsts: Sequence[Reply],
+        seconds: Sequence[Reply],
+        references: References,
+        on_progress: OnProgress,
     ) -> list[Judgment]:
-        same_length(prompts, firsts, seconds, references)
-        found = without_asking(name, prompts, firsts, seconds)
-        for i, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds)):
-            if i not in found and first is not None and second is not None:
-                shown_second = turned(one_order(prompt, second, first))
-                found[i] = over_both_orders(one_order(prompt, first, second), shown_second)
-            on_progress(i + 1, len(prompts))
-        return [found[i] for i in range(len(prompts))]
+        judgments: list[Judgment] = []
+        for prompt, first, second in zip(prompts, firsts, seconds):
+            shown_second = turned(one_order(prompt, second, first))
+            judgments.append(over_both_orders(one_order(prompt, first, second), shown_second))
+            on_progress(len(judgments), len(prompts))
+        return judgments
 
-    return prefer
+    return both_orders
 
 
 def _reading(said: float | None) -> Reading:

@@ -17,6 +17,9 @@ Prompt = str | Sequence[Message]  # what comes before the reply; a text is one t
 Reply = str | Sequence[Message]  # messages where the replies differ in more than the last turn
 References = Sequence[Sequence[str] | None]  # correct answers to the user's turns, where a judge is shown them
 OnProgress = Callable[[int, int], None]
+# What `scores_of` and `prefer_of` make a judge of: references are as many as the prompts.
+Rate = Callable[[Sequence[Prompt], Sequence[Reply], References, OnProgress], list[Judgment]]
+Compare = Callable[[Sequence[Prompt], Sequence[Reply], Sequence[Reply], References, OnProgress], list[Judgment]]
 SEEN = (VerdictState.OK, VerdictState.TIE)
 
 
@@ -90,20 +93,17 @@ def _plain(value: Any) -> Any:
     return [value.role, value.content] if isinstance(value, Message) else list(value)
 
 
-def same_length(*columns: Sequence[Any] | None) -> None:
-    """Raises `DataError` unless all columns have as many entries."""
+def _same_length(*columns: Sequence[Any] | None) -> None:
     lengths = {len(column) for column in columns if column is not None}
     if len(lengths) > 1:
         raise DataError(f"prompts and replies must be as many as one another; got {sorted(lengths)}.")
 
 
-def missing(judge: str, *asked: Any) -> Judgment:
-    """The judgment on a reply that is not there."""
+def _missing(judge: str, *asked: Any) -> Judgment:
     return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.MISSING, reason="there is no reply")
 
 
 def _identical(judge: str, *asked: Any) -> Judgment:
-    """The judgment on two replies that are the same: a tie that nobody is asked about (AlpacaEval's 1.5)."""
     reason = "the replies are identical"
     return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.TIE, value=0.5, reason=reason)
 
@@ -134,9 +134,31 @@ def over_both_orders(
     return replace(both, state=VerdictState.TIE if value == 0.5 else VerdictState.OK, value=value)
 
 
-def prefer_by_scores(name: str, scores: Scores, *, bradley_terry: bool) -> Prefer:
-    """Compares by scores. Those of a reward model are Bradley-Terry's: the preference is a probability,
-    sigmoid(first - second). Of ratings the higher one is better, and equal ones are a tie.
+def scores_of(judge: str, rate: Rate) -> Scores:
+    """The `Scores` of a judge that rates the replies that are there."""
+
+    def scores(
+        prompts: Sequence[Prompt],
+        replies: Sequence[Reply | None],
+        *,
+        references: References | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> list[Judgment]:
+        _same_length(prompts, replies, references)
+        found = {i: _missing(judge, prompts[i]) for i, reply in enumerate(replies) if reply is None}
+        there = [i for i in range(len(prompts)) if i not in found]
+        given = [reply for reply in replies if reply is not None]
+        shown = [references[i] if references else None for i in there]
+        found |= zip(there, rate([prompts[i] for i in there], given, shown, on_progress))
+        return [found[i] for i in range(len(prompts))]
+
+    return scores
+
+
+def prefer_of(judge: str, compare: Compare) -> Prefer:
+    """The `Prefer` of a judge that compares replies that are there and differ.
+
+    Two that are the same are a tie that nobody is asked about, AlpacaEval's 1.5.
     """
 
     def prefer(
@@ -147,33 +169,42 @@ def prefer_by_scores(name: str, scores: Scores, *, bradley_terry: bool) -> Prefe
         references: References | None = None,
         on_progress: OnProgress = no_progress,
     ) -> list[Judgment]:
-        same_length(prompts, firsts, seconds, references)
-        found = without_asking(name, prompts, firsts, seconds)
-        places = [i for i in range(len(prompts)) if i not in found]
-        rated = scores(
-            [prompts[i] for i in places] * 2,
-            [column[i] for column in (firsts, seconds) for i in places],
-            references=[references[i] for i in places] * 2 if references else None,
-            on_progress=on_progress,
-        )
-        for i, first, second in zip(places, rated, rated[len(places) :]):
-            found[i] = _by_scores(name, first, second, bradley_terry)
+        _same_length(prompts, firsts, seconds, references)
+        found: dict[int, Judgment] = {}
+        asked: dict[int, tuple[Prompt, Reply, Reply]] = {}
+        for i, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds)):
+            if first is None or second is None:
+                found[i] = _missing(judge, prompt, first, second)
+            elif dialogue(prompt, first) == dialogue(prompt, second):
+                found[i] = _identical(judge, prompt, first)
+            else:
+                asked[i] = prompt, first, second
+        columns = [[row[column] for row in asked.values()] for column in range(3)]
+        shown = [references[i] if references else None for i in asked]
+        found |= zip(asked, compare(columns[0], columns[1], columns[2], shown, on_progress))
         return [found[i] for i in range(len(prompts))]
 
     return prefer
 
 
-def without_asking(
-    judge: str, prompts: Sequence[Prompt], firsts: Sequence[Reply | None], seconds: Sequence[Reply | None]
-) -> dict[int, Judgment]:
-    """The judgments, by place, that need no judge: where a reply is missing, and where the two are the same."""
-    found = {}
-    for i, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds)):
-        if first is None or second is None:
-            found[i] = missing(judge, prompt, first, second)
-        elif dialogue(prompt, first) == dialogue(prompt, second):
-            found[i] = _identical(judge, prompt, first)
-    return found
+def prefer_by_scores(judge: str, scores: Scores, *, bradley_terry: bool) -> Prefer:
+    """Compares by scores. Those of a reward model are Bradley-Terry's: the preference is a probability,
+    sigmoid(first - second). Of ratings the higher one is better, and equal ones are a tie.
+    """
+
+    def compare(
+        prompts: Sequence[Prompt],
+        firsts: Sequence[Reply],
+        seconds: Sequence[Reply],
+        references: References,
+        on_progress: OnProgress,
+    ) -> list[Judgment]:
+        twice = [*references, *references]
+        rated = scores([*prompts, *prompts], [*firsts, *seconds], references=twice, on_progress=on_progress)
+        pairs = zip(rated[: len(prompts)], rated[len(prompts) :])
+        return [_by_scores(judge, first, second, bradley_terry) for first, second in pairs]
+
+    return prefer_of(judge, compare)
 
 
 def _by_scores(name: str, first: Judgment, second: Judgment, bradley_terry: bool) -> Judgment:

@@ -14,11 +14,7 @@ from consilience.judge.judges import (
     Reply,
     dialogue,
     key_of,
-    missing,
-    no_progress,
     over_both_orders,
-    same_length,
-    without_asking,
 )
 from consilience.judge.prompts import Dialogue, Template, pair_fields, single_fields, transcript
 from consilience.judge.readings import Reading
@@ -58,6 +54,10 @@ class Style:
     rule: Literal["mean", "conservative"] = "mean"
     repeat: int = 0  # a judge that is asked again gives another sample
 
+    def named(self, answerer: Answerer) -> str:
+        """The judge's name."""
+        return f"{self.name} by {answerer.name}"
+
     def request(self, template: Template, fields: dict[str, str]) -> Request:
         """The filled prompt."""
         return Request(
@@ -79,56 +79,41 @@ def rate_replies(
     answerer: Answerer,
     style: Style,
     prompts: Sequence[Prompt],
-    replies: Sequence[Reply | None],
-    *,
-    references: References | None = None,
-    on_progress: OnProgress = no_progress,
+    replies: Sequence[Reply],
+    references: References,
+    on_progress: OnProgress,
 ) -> list[Judgment]:
-    """A rating of every reply. See `judges.Scores`."""
-    same_length(prompts, replies, references)
-    judge = f"{style.name} by {answerer.name}"
-    found: dict[int, Judgment] = {}
-    asked: dict[int, tuple[Template, Request]] = {}
-    for place, (prompt, reply) in enumerate(zip(prompts, replies)):
-        if reply is None:
-            found[place] = missing(judge, prompt)
-            continue
-        chat, reference = dialogue(prompt, reply), references[place] if references else None
+    """A rating of every reply."""
+    asked: list[tuple[Template, Request]] = []
+    for prompt, reply, reference in zip(prompts, replies, references):
+        chat = dialogue(prompt, reply)
         template = style.template(_turns(chat), reference is not None)
-        asked[place] = template, style.request(template, single_fields(chat, reference))
-    answers = answerer.ask([request for _, request in asked.values()], on_progress=on_progress)
-    for (place, (template, request)), answer in zip(asked.items(), answers):
-        found[place] = _judgment(judge, style, template, request, answer, swapped=False)
-    return [found[place] for place in range(len(prompts))]
+        asked.append((template, style.request(template, single_fields(chat, reference))))
+    answers = answerer.ask([request for _, request in asked], on_progress=on_progress)
+    return [_judgment(answerer, style, *question, answer, swapped=False) for question, answer in zip(asked, answers)]
 
 
 def compare_replies(
     answerer: Answerer,
     style: Style,
     prompts: Sequence[Prompt],
-    firsts: Sequence[Reply | None],
-    seconds: Sequence[Reply | None],
-    *,
-    references: References | None = None,
-    on_progress: OnProgress = no_progress,
+    firsts: Sequence[Reply],
+    seconds: Sequence[Reply],
+    references: References,
+    on_progress: OnProgress,
 ) -> list[Judgment]:
-    """A comparison of every pair, in the orders that the style asks for. See `judges.Prefer`."""
-    same_length(prompts, firsts, seconds, references)
-    judge = f"{style.name} by {answerer.name}"
-    found = without_asking(judge, prompts, firsts, seconds)
+    """A comparison of every pair, in the orders that the style asks for."""
     asked: list[tuple[int, bool, Template, Request]] = []
-    for place, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds)):
-        if place in found or first is None or second is None:
-            continue
-        chat, second_chat = dialogue(prompt, first), dialogue(prompt, second)
-        reference = references[place] if references else None
-        template = style.template(_turns(chat), reference is not None)
-        for swapped in _orders(style.orders, chat):
-            fields = pair_fields(second_chat, chat, reference) if swapped else pair_fields(chat, second_chat, reference)
+    for place, (prompt, first, second, reference) in enumerate(zip(prompts, firsts, seconds, references)):
+        chats = dialogue(prompt, first), dialogue(prompt, second)
+        template = style.template(_turns(chats[0]), reference is not None)
+        for swapped in _orders(style.orders, chats[0]):
+            fields = pair_fields(chats[swapped], chats[not swapped], reference)
             asked.append((place, swapped, template, style.request(template, fields)))
     answers = answerer.ask([request for *_, request in asked], on_progress=on_progress)
+    found: dict[int, Judgment] = {}
     for (place, swapped, template, request), answer in zip(asked, answers):
-        verdict = _judgment(judge, style, template, request, answer, swapped=swapped)
+        verdict = _judgment(answerer, style, template, request, answer, swapped=swapped)
         found[place] = over_both_orders(found[place], verdict, style.rule) if place in found else verdict
     return [found[place] for place in range(len(prompts))]
 
@@ -148,7 +133,7 @@ def _turns(chat: Dialogue) -> int:
 
 
 def _judgment(
-    judge: str, style: Style, template: Template, request: Request, answer: Answer, *, swapped: bool
+    answerer: Answerer, style: Style, template: Template, request: Request, answer: Answer, *, swapped: bool
 ) -> Judgment:
     """What an answer says. A preference that it gives to the reply shown first is turned to the first reply."""
     reading, reason = style.read(answer), answer.reason
@@ -160,7 +145,7 @@ def _judgment(
         reading = Reading(VerdictState.MISSING)
     elif reading.state == VerdictState.UNPARSED:
         reason = _why_unread(style, answer)
-    value = reading.value
+    value, judge = reading.value, style.named(answerer)
     return Judgment(
         key=key_of(judge, style.repeat, template.digest, request.messages),
         judge=judge,

@@ -23,14 +23,12 @@ from consilience.judge.judges import (
     Reply,
     dialogue,
     key_of,
-    missing,
-    no_progress,
     over_both_orders,
     prefer_by_scores,
-    same_length,
+    prefer_of,
+    scores_of,
     sigmoid,
     turned,
-    without_asking,
 )
 from consilience.judge.prompts import Dialogue, transcript
 from consilience.judge.readings import preference
@@ -55,29 +53,25 @@ def reward_judge(path: str, *, dtype: str = "float32", code: bool = False) -> Ju
     if model.config.get_text_config().pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
-    def scores(
-        prompts: Sequence[Prompt],
-        replies: Sequence[Reply | None],
-        *,
-        references: References | None = None,
-        on_progress: OnProgress = no_progress,
+    def rate(
+        prompts: Sequence[Prompt], replies: Sequence[Reply], references: References, on_progress: OnProgress
     ) -> list[Judgment]:
-        same_length(prompts, replies, references)
-        chats = {i: dialogue(prompts[i], reply) for i, reply in enumerate(replies) if reply is not None}
-        found = {i: missing(path, prompts[i]) for i, reply in enumerate(replies) if reply is None}
-        ids = {i: _ids_of(tokenizer, chat) for i, chat in chats.items()}
+        chats = [dialogue(prompt, reply) for prompt, reply in zip(prompts, replies)]
+        ids = {i: _ids_of(tokenizer, chat) for i, chat in enumerate(chats)}
+        found: dict[int, Judgment] = {}
         for i, reward in _in_batches(ids, lambda batch: model(**_padded(tokenizer, batch, model)).logits[:, 0], model):
-            state = VerdictState.OK if math.isfinite(reward) else VerdictState.UNPARSED
+            seen = math.isfinite(reward)
             found[i] = Judgment(
                 key=key_of(path, chats[i]),
                 judge=path,
-                state=state,
-                value=reward if state == VerdictState.OK else None,
-                reason="" if state == VerdictState.OK else _why(ids[i], model),
+                state=VerdictState.OK if seen else VerdictState.UNPARSED,
+                value=reward if seen else None,
+                reason="" if seen else _why(ids[i], model),
             )
             on_progress(len(found), len(prompts))
         return [found[i] for i in range(len(prompts))]
 
+    scores = scores_of(path, rate)
     return Judge(name=path, scores=scores, prefer=prefer_by_scores(path, scores, bradley_terry=True))
 
 
@@ -93,34 +87,24 @@ def ranker_judge(path: str, *, dtype: str = "float32") -> Judge:
         ids = {i: _pair_ids(tokenizer, *texts) for i, texts in enumerate(zip(prompts, firsts, seconds))}
         yield from _in_batches(ids, lambda batch: model(**_padded(tokenizer, batch, model)), model)
 
-    def prefer(
+    def compare(
         prompts: Sequence[Prompt],
-        firsts: Sequence[Reply | None],
-        seconds: Sequence[Reply | None],
-        *,
-        references: References | None = None,
-        on_progress: OnProgress = no_progress,
+        firsts: Sequence[Reply],
+        seconds: Sequence[Reply],
+        references: References,
+        on_progress: OnProgress,
     ) -> list[Judgment]:
-        same_length(prompts, firsts, seconds, references)
-        found = without_asking(path, prompts, firsts, seconds)
-        asked = {
-            i: (dialogue(prompt, first), dialogue(prompt, second))
-            for i, (prompt, first, second) in enumerate(zip(prompts, firsts, seconds))
-            if i not in found and first is not None and second is not None
-        }
-        places = [*asked]
-        texts = [(transcript(a[:-1]), a[-1].content, b[-1].content) for a, b in asked.values()]
-        before, one, two = ([text[column] for text in texts] for column in range(3))
+        chats = [(dialogue(prompt, a), dialogue(prompt, b)) for prompt, a, b in zip(prompts, firsts, seconds)]
+        before = [transcript(first[:-1]) for first, _ in chats]
+        first, second = ([pair[which][-1].content for pair in chats] for which in (0, 1))
         orders: list[dict[int, Judgment]] = [{}, {}]
-        for nth, shown in enumerate(((one, two), (two, one))):
-            for row, difference in one_order(before, *shown):
-                orders[nth][row] = _compared(path, asked[places[row]], difference, nth == 1)
-                on_progress(len(found) + (len(orders[0]) + len(orders[1])) // 2, len(prompts))
-        for row, place in enumerate(places):
-            found[place] = over_both_orders(orders[0][row], orders[1][row])
-        return [found[i] for i in range(len(prompts))]
+        for nth, shown in enumerate(((first, second), (second, first))):
+            for i, difference in one_order(before, *shown):
+                orders[nth][i] = _compared(path, chats[i], difference, nth == 1)
+                on_progress((len(orders[0]) + len(orders[1])) // 2, len(prompts))
+        return [over_both_orders(orders[0][i], orders[1][i]) for i in range(len(prompts))]
 
-    return Judge(name=path, prefer=prefer)
+    return Judge(name=path, prefer=prefer_of(path, compare))
 
 
 class PairRanker(DebertaV2PreTrainedModel):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from consilience.config import Settings, known
 from consilience.judge.functions import judge_of_function, load_function
-from consilience.judge.judges import Judge, Prefer, prefer_by_scores
+from consilience.judge.judges import Judge, prefer_by_scores, prefer_of, scores_of
 from consilience.judge.language import Answerer, Orders, Style, compare_replies, rate_replies
 from consilience.judge.prompts import (
     OWN,
@@ -191,9 +191,9 @@ def language_judge(answerer: Answerer, *, single: Style | None = None, pair: Sty
     """A judge that asks `answerer`; one that only rates compares by its ratings."""
     style = single or pair
     assert style is not None
-    name = f"{style.name} by {answerer.name}"
-    scores = partial(rate_replies, answerer, single) if single else None
-    prefer: Prefer | None = partial(compare_replies, answerer, pair) if pair else None
+    name = style.named(answerer)
+    scores = scores_of(name, partial(rate_replies, answerer, single)) if single else None
+    prefer = prefer_of(name, partial(compare_replies, answerer, pair)) if pair else None
     if scores and not prefer:
         prefer = prefer_by_scores(name, scores, bradley_terry=False)
     return Judge(name=name, scores=scores, prefer=prefer, notes=lambda: answerer.notes)

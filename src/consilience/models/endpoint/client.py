@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import httpx
 
 from consilience.errors import ConfigError
-from consilience.models.endpoint.answer import Answer, Malformed, Status, read_choice
+from consilience.models.endpoint.answer import Answer, Status
 from consilience.models.endpoint.cache import Amount, AnswerCache, Begin, Spent
-from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, retry_after_s, spread
+from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, spread
 from consilience.models.endpoint.request import Request, samples
+from consilience.models.endpoint.server import Failed, Said, Server
 from consilience.models.endpoint.settings import EndpointSettings
 from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampling
-from consilience.records import printable
 from consilience.rng import seed_of
 
-LONGEST_BODY = 1 << 26
-CONNECT_S = 10.0
-TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 TEMPLATE_TOKENS = 64  # what a chat template may put around a message, generously
 HELD_S = 0.05  # between two looks at a request that another thread or process is asking
 LARGEST_N = 64
 LONG = 40  # characters: two samples of so long a reply are hardly ever the same by chance
-LONGEST_REASON = 500
-HIDDEN = "[API key]"
-JSON = {"Content-Type": "application/json"}
 IN_A_ROW = 5  # requests that ran out of retries, one after the other: the server is taken to be gone
 
 ENDED = {
@@ -44,25 +33,6 @@ ENDED = {
 }
 
 Batch = list[tuple[int, Request]]  # requests that differ by their sample only, with their places among all
-
-
-@dataclass(eq=False)
-class Failed(Exception):
-    """One attempt that brought no answer."""
-
-    reason: str
-    again: bool = False  # worth another attempt
-    for_all: bool = False  # no other request can succeed either
-    charged: bool = False  # the server may have written (and charged for) an answer that did not arrive
-    refused: bool = False
-    wait_s: float | None = None
-
-
-class Said(NamedTuple):
-    """A body with status 200, read."""
-
-    model: str
-    answers: list[Answer]
 
 
 class Endpoint:
@@ -82,18 +52,10 @@ class Endpoint:
         on_note: Callable[[str], None] = lambda note: None,
     ) -> None:
         self.settings = settings
-        self._key = settings.api_key()
+        self._server = Server(settings)
         self._cache = AnswerCache(cache)
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._jitter, self._on_note = jitter, on_note
-        self._http = httpx.Client(
-            base_url=settings.url,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)),
-            limits=httpx.Limits(max_connections=settings.concurrency),
-            follow_redirects=False,  # a redirect would carry prompts to a server that nobody named
-            trust_env=not settings.is_loopback,  # the user's own proxy and certificates
-        )
         self._notes: dict[str, None] = {}
         self._lock = threading.Lock()
         self._closed = ""  # why no request can succeed any more
@@ -108,7 +70,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Closes connections and cache."""
-        self._http.close()
+        self._server.close()
         self._cache.close()
 
     @property
@@ -206,7 +168,7 @@ class Endpoint:
                 return _all(keys, Status.OVER_BUDGET, f"not asked: it might exceed the budget; so far {self.spent}")
             assert isinstance(call, int)
             try:
-                said = self._attempt(request, len(keys))
+                said = self._server.ask(request, len(keys))
             except Failed as caught:
                 failed = caught
                 self._cache.fail(call, charged=failed.charged)
@@ -235,51 +197,6 @@ class Endpoint:
     def _money(self, prompt_tokens: int, completion_tokens: int) -> float:
         price = self.settings.price
         return (price.input * prompt_tokens + price.output * completion_tokens) / 1e6 if price else 0.0
-
-    def _attempt(self, request: Request, n: int) -> Said:
-        """One HTTP request, from sending to the last byte. Raises `Failed`."""
-        body = request.body(self.settings.model, n=n, max_tokens_field=self.settings.max_tokens_field)
-        content, received = json.dumps(body).encode(), bytearray()
-        until = time.monotonic() + self.settings.timeout_s
-        try:
-            with self._http.stream("POST", request.path, content=content, headers=JSON) as response:
-                for chunk in response.iter_bytes():
-                    received += chunk
-                    if time.monotonic() > until:  # a server that sends a byte now and then never times out by itself
-                        raise Failed(f"no whole answer within {self.settings.timeout_s:g} s", again=True, charged=True)
-                    if len(received) > LONGEST_BODY:
-                        raise Failed(f"the answer is longer than {LONGEST_BODY >> 20} MiB", charged=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Failed(self._clean(f"{self.settings.url} cannot be reached ({error})"), again=True) from None
-        except httpx.TimeoutException:
-            raise Failed(f"no answer within {self.settings.timeout_s:g} s", again=True, charged=True) from None
-        except httpx.HTTPError as error:
-            reason = f"the connection broke ({type(error).__name__}: {error})"
-            raise Failed(self._clean(reason), again=True, charged=True) from None
-        text = bytes(received).decode(errors="replace")
-        if self._key:
-            text = text.replace(self._key, HIDDEN)
-        if response.status_code != 200:
-            raise self._refusal(response, text)
-        return _read_body(text)
-
-    def _refusal(self, response: httpx.Response, text: str) -> Failed:
-        """What a status other than 200 means."""
-        code = response.status_code
-        message, kind = _error_in(text)
-        reason = self._clean(f"HTTP {code}: {message}")
-        if response.is_redirect:
-            return Failed(f"HTTP {code}: the server sends elsewhere. Give the URL itself.", for_all=True)
-        if "content_filter" in kind:
-            return Failed(reason, refused=True)
-        if code == 404:
-            reason += f" (model {self.settings.model!r} at {self.settings.url}; the URL often ends in /v1)"
-        if code in (401, 402, 403, 404, 405) or "insufficient_quota" in kind:
-            return Failed(reason, for_all=True)
-        wait_s = retry_after_s(response.headers, time.time())
-        if wait_s is not None and wait_s > self.settings.longest_wait_s:
-            return Failed(f"{reason}; the server asks to wait for {wait_s:.0f} s", for_all=True)
-        return Failed(reason, again=code in TRY_AGAIN, wait_s=wait_s)
 
     def _wait_s(self, key: str, attempt: int, failed: Failed) -> float:
         """Seconds before the next attempt. What the server asks for (Retry-After) holds for all requests."""
@@ -320,16 +237,12 @@ class Endpoint:
                 self._closed = f"{IN_A_ROW} requests in a row got no answer, the last one because of: {failed.reason}"
 
     def _note(self, note: str) -> None:
-        note = self._clean(note)
+        note = self._server.clean(note)
         with self._lock:
             new = note not in self._notes
             self._notes[note] = None
         if new:
             self._on_note(note)
-
-    def _clean(self, text: str) -> str:
-        """One line that can be shown anywhere, without the key."""
-        return printable(" ".join((text.replace(self._key, HIDDEN) if self._key else text).split()))
 
 
 def _requests(prompt: Prompt, sampling: Sampling) -> list[Request]:
@@ -340,7 +253,7 @@ def _requests(prompt: Prompt, sampling: Sampling) -> list[Request]:
         temperature=sampling.temperature,
         top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         stop=sampling.stop,
-        seed=None if greedy else seed_of(sampling.seed, prompt.id) % 2**31,  # servers hold 32 bits, or 31
+        seed=None if greedy else seed_of(sampling.seed, prompt.id) % 2**30,  # servers hold 32 bits, or 31
         extra={} if greedy or not sampling.top_k else {"top_k": sampling.top_k},  # not OpenAI's, but most others'
     )
     return samples(first, sampling.samples)
@@ -373,36 +286,3 @@ def _arrived(pending: dict[Future[list[Answer]], Batch]) -> Iterator[tuple[int, 
 
 def _all(keys: Sequence[str], status: Status, reason: str) -> dict[str, Answer]:
     return {key: Answer(status=status, reason=reason) for key in keys}
-
-
-def _read_body(text: str) -> Said:
-    """A body with status 200. Raises `Failed`: what was cut off or has another shape was charged all the same."""
-    try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise Failed(f"the answer is not JSON, or was cut off ({error.msg})", again=True, charged=True) from None
-    if not isinstance(body, Mapping):
-        raise Failed("the answer is JSON, but no object", again=True, charged=True)
-    if body.get("error") and not body.get("choices"):  # some gateways send errors with status 200
-        raise Failed(printable(f"an error with status 200: {_error_in(text)[0]}"), again=True)
-    choices, usage, model = body.get("choices"), body.get("usage"), str(body.get("model") or "")
-    if not isinstance(choices, list) or not choices:
-        raise Failed("the answer has no choices", again=True, charged=True)
-    try:
-        usage = usage if isinstance(usage, Mapping) else None
-        return Said(model, [read_choice(choice, model=model, usage=usage) for choice in choices])
-    except Malformed as error:
-        raise Failed(f"the answer has an unknown shape: {error}", again=True, charged=True) from None
-
-
-def _error_in(text: str) -> tuple[str, str]:
-    """Message and kind of an error, in OpenAI's shape or FastAPI's; else the beginning of the body."""
-    try:
-        body = json.loads(text)
-    except json.JSONDecodeError:
-        body = {}
-    error = (body.get("error") or body.get("detail") or body) if isinstance(body, Mapping) else body
-    if isinstance(error, Mapping):
-        kind = f"{error.get('code')} {error.get('type')}"
-        return str(error.get("message") or text)[:LONGEST_REASON], kind
-    return str(error or text)[:LONGEST_REASON], ""
