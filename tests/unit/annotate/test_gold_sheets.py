@@ -145,7 +145,7 @@ def test_bytes_that_are_no_text_are_named_by_row(store: GoldStore, tmp_path: Pat
 
 def test_gold_that_models_are_shown_is_refused(store: GoldStore, tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("id,mood\nt0,glad\n")
-    with pytest.raises(DataError, match=r"row 1: models are shown 't0' as an example \(the codebook\)"):
+    with pytest.raises(DataError, match=r"row 1, column id: models are shown 't0' as an example \(the codebook\)"):
         read_sheet(store, NOMINAL, "anna", tmp_path / "s.csv", never={"Text number 0.": "the codebook"})
 
 
@@ -153,7 +153,7 @@ def test_other_labels_than_before_take_replace(store: GoldStore, tmp_path: Path)
     code(store, "anna", "t0", "glad")
     (tmp_path / "s.csv").write_text("id,mood\nt0,sad\nt1,sad\n")
     with pytest.raises(DataError, match="'t0' was coded 'glad' by anna and is 'sad' here; nothing is overwritten"):
-        read_sheet(store, NOMINAL, "anna", tmp_path / "s.csv")
+        read_sheet(store, NOMINAL, "Anna ", tmp_path / "s.csv")  # who is anna
     assert values(store, "anna") == {"t0": "glad"}
     assert read_sheet(store, NOMINAL, "anna", tmp_path / "s.csv", replace=True).replaced == 1
     assert values(store, "anna") == {"t0": "sad", "t1": "sad"}

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from consilience.annotate.codebook import Codebook
 from consilience.annotate.coding.labels import shown
@@ -49,6 +49,7 @@ def write_sheet(store: GoldStore, codebook: Codebook, coder: str, path: Path, *,
     kind = kind_of(path)
     if kind not in ("csv", "tsv", "xlsx") or path.suffix == ".gz":
         raise ConfigError(f"{path} ends in {path.suffix}; a spreadsheet to code in is .xlsx, .csv or .tsv.")
+    coder = store.coder_called(coder) or coder
     head = ["id", "text", codebook.variable, *([f"{codebook.variable}_code"] if _has_codes(codebook) else []), "note"]
     rows = [head]
     others = store.codings()
@@ -99,66 +100,36 @@ def read_sheet(
     other than the one that `coder` gave before, unless it may `replace` that; the former one stays in the history.
     """
     table = read_table(path, encoding)
-    columns = table.columns
-    id_at = place_of(columns, id_column, path, "--id")
-    label_name = label_column or next((n for n in (codebook.variable, "label") if n in columns), codebook.variable)
-    label_at = place_of(columns, label_name, path, "--label")
-    code_name = f"{codebook.variable}_code"
-    code_at = columns.index(code_name) if _has_codes(codebook) and code_name in columns and not label_column else None
-    text_at = columns.index(text_column) if text_column in columns else None
-    note_at = columns.index("note") if "note" in columns else None
-    drawn = {text.item: text for text in store.texts()}
-    never = never or {}
-
+    cells_of = _cell_reader(table.columns, path, codebook, id_column, label_column, text_column)
+    drawn = {text.item: text.text for text in store.texts()}
     faults: list[str] = []
     found: dict[str, tuple[str, str, str]] = {}
     seen: set[str] = set()
     empty = 0
     for number, row in enumerate(table.rows, start=1):
-        item = _back(text_of(row[id_at])).strip()
-        where = f"row {number}"
-        if item not in drawn:
-            faults.append(
-                f"{where}, column {id_column}: {item!r} is not in the gold sample{nearest(item, drawn) or '.'}"
-            )
-            continue
-        text = drawn[item].text
-        if item in seen:
-            faults.append(f"{where}, column {id_column}: {item!r} a second time.")
-            continue
-        seen.add(item)
-        if text_at is not None and not _same_text(text_of(row[text_at]), text):
-            faults.append(f"{where}, column {text_column}: not the text of {item!r}; were rows moved or sorted apart?")
-            continue
-        if shown_in := never.get(" ".join(text.split())):
-            faults.append(f"{where}: models are shown {item!r} as an example ({shown_in}); it cannot be gold.")
-            continue
-        label, code = (
-            _back(text_of(row[label_at])).strip(),
-            text_of(row[code_at]).strip() if code_at is not None else "",
-        )
-        note = _back(text_of(row[note_at])) if note_at is not None else ""
-        if not label and not code:
-            empty += 1
-            continue
+        cells = cells_of(row)
         try:
-            status, value = _read_label(label, code, codebook, text)
+            _check_row(cells, drawn, seen, never or {}, id_column, text_column)
+            if cells.label or cells.code:
+                found[cells.item] = (*_read_label(cells, codebook, drawn[cells.item]), cells.note)
+            else:
+                empty += 1
         except DataError as error:
-            faults.append(f"{where}, column {label_name if label else code_name}: {error}")
-            continue
-        found[item] = (status, value, note)
+            faults.append(f"row {number}, {error}")
+    name = store.coder_called(coder)
+    former = {item: store.coding_of(item, name) for item in found} if name else {}
     changed = []
     same = 0
-    for item, (status, value, note) in list(found.items()):
-        before = store.coding_of(item, coder) if coder in store.coders() else None
+    for item, before in former.items():
         if before is None or before.status not in (CODED, UNCLEAR):
             continue
+        status, value, note = found[item]
         if (before.status, before.value, before.note) == (status, value, note):
             same += 1
             del found[item]
         elif (before.status, before.value) != (status, value) and not replace:
             faults.append(
-                f"{item!r} was coded {before.value or before.status!r} by {coder} and is {value or status!r} here; "
+                f"{item!r} was coded {before.value or before.status!r} by {name} and is {value or status!r} here; "
                 "nothing is overwritten without --replace."
             )
         else:
@@ -166,23 +137,84 @@ def read_sheet(
     if faults:
         more = f" And {len(faults) - FAULTS_SHOWN} more." if len(faults) > FAULTS_SHOWN else ""
         raise DataError(f"{path}: {' '.join(faults[:FAULTS_SHOWN])}{more}")
-    coder = store.add_coder(coder)
-    store.code_many(
-        [(item, status, value, note) for item, (status, value, note) in found.items()],
-        coder,
-        codebook=codebook.digest,
-        origin=path.name,
-    )
-    return Imported(coder, len(found) - len(changed), same, len(changed), empty)
+    name = store.add_coder(coder)
+    rows = [(item, *coding) for item, coding in found.items()]
+    store.code_many(rows, name, codebook=codebook.digest, origin=path.name)
+    return Imported(name, len(found) - len(changed), same, len(changed), empty)
 
 
-def _read_label(label: str, code: str, codebook: Codebook, text: str) -> tuple[str, str]:
-    """Status and value of a row's cells."""
-    if UNCLEAR_CELL in (label, code):
+class _Cells(NamedTuple):
+    """What a row says, and what the column of its label is called."""
+
+    item: str
+    label: str
+    code: str
+    note: str
+    text: str | None
+    label_column: str
+
+
+def _cell_reader(
+    columns: Sequence[str], path: Path, codebook: Codebook, id_column: str, label_column: str | None, text_column: str
+) -> Callable[[Sequence[Any]], _Cells]:
+    """Finds the columns of a spreadsheet, and gives the function that reads a row of it."""
+    id_at = place_of(columns, id_column, path, "--id")
+    name = label_column or next((n for n in (codebook.variable, "label") if n in columns), codebook.variable)
+    label_at = place_of(columns, name, path, "--label")
+    code_name = f"{codebook.variable}_code"
+    has_code = _has_codes(codebook) and code_name in columns and label_column is None
+
+    def cell(row: Sequence[Any], column: str) -> str:
+        return _back(text_of(row[columns.index(column)]))
+
+    def cells(row: Sequence[Any]) -> _Cells:
+        label = _back(text_of(row[label_at])).strip()
+        return _Cells(
+            item=_back(text_of(row[id_at])).strip(),
+            label=label,
+            code=cell(row, code_name).strip() if has_code else "",
+            note=cell(row, "note") if "note" in columns else "",
+            text=text_of(row[columns.index(text_column)]) if text_column in columns else None,
+            label_column=name if label or not has_code else code_name,
+        )
+
+    return cells
+
+
+def _check_row(
+    cells: _Cells,
+    drawn: Mapping[str, str],
+    seen: set[str],
+    never: Mapping[str, str],
+    id_column: str,
+    text_column: str,
+) -> None:
+    """Raises `DataError` where a row is not, once, of a text that was drawn and may be gold."""
+    item = cells.item
+    if item not in drawn:
+        raise DataError(f"column {id_column}: {item!r} is not in the gold sample{nearest(item, drawn) or '.'}")
+    if item in seen:
+        raise DataError(f"column {id_column}: {item!r} a second time.")
+    seen.add(item)
+    if cells.text is not None and not _same_text(cells.text, drawn[item]):
+        raise DataError(f"column {text_column}: not the text of {item!r}; were rows moved or sorted apart?")
+    if shown_in := never.get(" ".join(drawn[item].split())):
+        raise DataError(f"column {id_column}: models are shown {item!r} as an example ({shown_in}); it cannot be gold.")
+
+
+def _read_label(cells: _Cells, codebook: Codebook, text: str) -> tuple[str, str]:
+    """Status and value of a row's label and code."""
+    if UNCLEAR_CELL in (cells.label, cells.code):
         return UNCLEAR, ""
-    values = {checked(given, codebook, text) for given in (label, code) if given}
+    try:
+        values = {checked(given, codebook, text) for given in (cells.label, cells.code) if given}
+    except DataError as error:
+        raise DataError(f"column {cells.label_column}: {error}") from None
     if len(values) > 1:
-        raise DataError(f"the label {label!r} and the code {code!r} beside it are of two labels.")
+        raise DataError(
+            f"column {cells.label_column}: the label {cells.label!r} and the code {cells.code!r} beside it are of two "
+            "labels."
+        )
     return CODED, values.pop()
 
 

@@ -176,12 +176,16 @@ class GoldStore:
         kept = " ".join(name.split())
         if not kept or len(kept) > NAME_LENGTH or not kept.isprintable() or kept[0] in "=+-@":
             raise DataError(f"a coder's name is 1 to {NAME_LENGTH} printable characters, not beginning with = + - @.")
-        same = {other.casefold(): other for other in self.coders()}
-        if kept.casefold() in same:
-            return same[kept.casefold()]
+        if known := self.coder_called(kept):
+            return known
         with _transaction(self._connection) as connection:
             connection.execute("INSERT OR IGNORE INTO coders VALUES (?, ?)", (kept, _now()))
         return kept
+
+    def coder_called(self, name: str) -> str | None:
+        """The coder of that name, in any case and spacing; None where there is none."""
+        wanted = " ".join(name.split()).casefold()
+        return next((coder for coder in self.coders() if coder.casefold() == wanted), None)
 
     def coders(self) -> list[str]:
         """The coders' names, in the order in which they joined."""

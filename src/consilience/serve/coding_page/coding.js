@@ -23,7 +23,7 @@ let words = [], cursor = 0, anchor = 0 // of a text whose passages are marked
 function make(tag, properties = {}, ...children) {
   const made = document.createElement(tag)
   for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("aria-") || name === "for" || name === "role" || name === "colspan") made.setAttribute(name, value)
+    if (name.startsWith("aria-") || name === "for" || name === "role") made.setAttribute(name, value)
     else made[name] = value
   }
   made.append(...children.filter(child => child !== null && child !== undefined))
