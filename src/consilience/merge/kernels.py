@@ -628,12 +628,17 @@ def _rank_row(inputs, codes, count, start, stop, zeros, base, tables):
             _tally(m, place, i64(largest, k) - (RANK_BINS - 1), tables + 8 * RANK_BINS * k)
     for k in range(models):
         table = tables + 8 * RANK_BINS * k
-        below = 0
+        # Three loops, because only the second cannot be done eight at a time.
         for b in range(RANK_BINS):
             both = u64(table, b)
-            here = np.int64(both & U64(0xFFFFFFFF)) + np.int64(both >> U64(32))
-            put_f64(table, b, np.float64(2 * below + here - 1) * 0.5)
+            put_u64(table, b, (both & U64(0xFFFFFFFF)) + (both >> U64(32)))
+        below = 0
+        for b in range(RANK_BINS):
+            here = i64(table, b)
+            put_i64(table, b, 2 * below + here - 1)
             below += here
+        for b in range(RANK_BINS):
+            put_f64(table, b, np.float64(i64(table, b)) * 0.5)
     return largest
 
 
@@ -814,7 +819,7 @@ def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sum
                 at = _keep(plan, m, models, flat, row, deltas, score, draws, ranks, room)
                 _mix(m, models, by_model + 8 * 4 * models, at, change)
                 if i64(plan, 1) != SUM:
-                    _elect(m, models, i64(plan, 1), by_model + 8 * 5 * models, at, change, total, result)
+                    _elect(m, models, i64(plan, 1), by_model + 8 * 5 * models, at, change, zeros, total, result)
                 scale = f64(numbers, 0)
                 if models == 1:
                     # All of a single model's delta is that model, even where the base's size would swallow it.
@@ -835,8 +840,14 @@ def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sum
 
 
 @_inline
-def _elect(n, models, way, fields, kept, votes, total, weights):
-    """The sum, or the mean, of the kept deltas whose vote has the sign of all votes, in place of these."""
+def _elect(n, models, way, fields, kept, votes, zeros, total, weights):
+    """The sum, or the mean, of the kept deltas whose vote has the sign of all votes, in place of these.
+
+    `fields`: sign of the vote, weight in the mean, weight times factor, of every model.
+    """
+    if models <= 4:
+        _elect_four(n, models, way, fields, kept, votes, zeros)
+        return
     _fill(n, 0.0, total)
     _fill(n, 0.0, weights)
     for k in range(models):
@@ -847,12 +858,37 @@ def _elect(n, models, way, fields, kept, votes, total, weights):
             agrees = (sign * value > 0.0) if f64(votes, i) >= 0.0 else (sign * value < 0.0)
             put_f64(total, i, f64(total, i) + (factor * value if agrees else 0.0))
             put_f64(weights, i, f64(weights, i) + (mean if agrees else 0.0))
-    if way == AGREEING_MEAN:
-        for i in range(n):
-            weight = f64(weights, i)
-            put_f64(votes, i, f64(total, i) / (weight if weight != 0.0 else 1.0))
-    else:
-        _copy_chunk(n, total, votes)
+    for i in range(n):
+        weight = f64(weights, i) if way == AGREEING_MEAN else 1.0
+        put_f64(votes, i, f64(total, i) / (weight if weight != 0.0 else 1.0))
+
+
+@_inline
+def _elect_four(n, models, way, fields, kept, votes, zeros):
+    """`_elect` of up to four models in one loop: most merges are of no more."""
+    a, p, u, f = kept, f64(fields, 0), f64(fields, models), f64(fields, 2 * models)
+    b = c = d = zeros
+    q = r = s = v = w = x = g = h = j = 0.0
+    if models > 1:
+        b, q, v, g = kept + 8 * CHUNK, f64(fields, 1), f64(fields, models + 1), f64(fields, 2 * models + 1)
+    if models > 2:
+        c, r, w, h = kept + 16 * CHUNK, f64(fields, 2), f64(fields, models + 2), f64(fields, 2 * models + 2)
+    if models > 3:
+        d, s, x, j = kept + 24 * CHUNK, f64(fields, 3), f64(fields, models + 3), f64(fields, 2 * models + 3)
+    is_mean = way == AGREEING_MEAN
+    for i in range(n):
+        elected = 1.0 if f64(votes, i) >= 0.0 else -1.0
+        one, two, three, four = f64(a, i), f64(b, i), f64(c, i), f64(d, i)
+        total = f * one if p * one * elected > 0.0 else 0.0
+        weight = u if p * one * elected > 0.0 else 0.0
+        total += g * two if q * two * elected > 0.0 else 0.0
+        weight += v if q * two * elected > 0.0 else 0.0
+        total += h * three if r * three * elected > 0.0 else 0.0
+        weight += w if r * three * elected > 0.0 else 0.0
+        total += j * four if s * four * elected > 0.0 else 0.0
+        weight += x if s * four * elected > 0.0 else 0.0
+        weight = weight if is_mean else 1.0
+        put_f64(votes, i, total / (weight if weight != 0.0 else 1.0))
 
 
 @_inline

@@ -97,8 +97,11 @@ def measure(requests: Sequence[Measurement], jobs: Sequence[Sequence[Job]], devi
 
 def _measured(request: Measurement, jobs: Sequence[Job], device: torch.device) -> Any:
     if isinstance(request, Ranked):
-        scores = {model: _scores(request, model, jobs, device) for model in {model for model, _ in request.wanted}}
-        return [_at_rank(scores[model], rank) for model, rank in request.wanted]
+        found: dict[tuple[int, Rank], float] = {}
+        for model in sorted({model for model, _ in request.wanted}):
+            bits = _scores(request, model, jobs, device)
+            found |= {(which, rank): _at_rank(bits, rank) for which, rank in request.wanted if which == model}
+        return [found[wanted] for wanted in request.wanted]
     parts = [_of_block(request, block) for job in jobs for block in _blocks(job, device)]
     by_row = isinstance(request, RowDivergences) or (isinstance(request, Gram) and request.by_row)
     return np.concatenate(parts) if by_row else sum(parts[1:], parts[0])
