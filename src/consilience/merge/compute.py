@@ -131,7 +131,7 @@ def _measured(request: Measurement, job: Job, start: int, stop: int, plans: _Tab
         sums = np.zeros((len(plans.rows), segments, job.facts.models, 3))
         rows = plans.rows.copy()
         rows[:, 7] = [address_of(own) for own in sums]
-        return plans.call("kept", inputs, job, (start, stop), segment, rows), sums
+        return plans.call("masked", inputs, job, start, stop, rows, 0), sums
     if isinstance(request, Touched):
         counts = np.zeros((job.facts.models, 2), np.int64)
         least = np.array([request.least])
@@ -154,6 +154,7 @@ class _Table:
     """Plans for the same tensor as kernels want them: a row for each; its addresses are of `numbers`."""
 
     def __init__(self, plans: Sequence[tuple[Kept | Masked | Pointwise, Job]]) -> None:
+        self.by_row = _by_row(plans[0][0])
         self.rows = np.zeros((len(plans), 9), np.int64)
         self.numbers = [_numbers(request, job.facts.models) for request, job in plans]
         for row, numbers, (request, job) in zip(self.rows, self.numbers, plans):
@@ -166,13 +167,11 @@ class _Table:
                     row[3:5] = address_of(job.kept[1]), job.kept[1].shape[1]
                     row[0] = row[0] if isinstance(request, Kept) else REMEMBERED
 
-    def call(
-        self, name: str, inputs: Inputs, job: Job, block: tuple[int, int], segment: int, rows: Any, *more: int
-    ) -> int:
+    def call(self, name: str, inputs: Inputs, job: Job, start: int, stop: int, rows: Any, sums: int) -> int:
         """Goes over a block with a kernel that takes plans: `rows`, this block's copy of the table's."""
-        start, stop = block
+        segment = job.facts.row if self.by_row else SEGMENT
         plans = address_of(job.keys), address_of(rows), len(rows)
-        return kernel(name)(*inputs.arguments, stop - start, segment, start, *plans, *more, inputs.room)
+        return kernel(name)(*inputs.arguments, stop - start, segment, start, *plans, sums, inputs.room)
 
 
 def _numbers(request: Kept | Masked | Pointwise, models: int) -> NDArray[np.float64]:
@@ -308,7 +307,7 @@ def _combine_deltas(made: Sequence[tuple[Masked | Pointwise, Job]], workers: Wor
             if isinstance(combination, Pointwise) and combination.row_factors is not None:
                 row[3] = address_of(combination.row_factors[start // segment :])
         sums_at = address_of(of_deltas) if measures else 0
-        bad = table.call(name, inputs, job, block, segment, rows, sums_at)
+        bad = table.call(name, inputs, job, start, stop, rows, sums_at)
         parts[start] = of_deltas, of_results
         for row, out, (_, job) in zip(rows, outs, made):
             job.bad |= bad | (RESULT if row[8] else 0)

@@ -2,30 +2,51 @@
 
 Every kernel goes over one block of a tensor: `n` entries of each input at the addresses in `inputs`, stored as `codes`
 say. Input 0 is the base where there is one. Numbers are worked on in float64, CHUNK entries at a time, and rounded to
-what is stored at the end.
+what is stored at the end. `zeros` is the address of CHUNK float64 zeros, with room behind them for what a kernel makes.
 Sums are taken over segments of `segment` entries, so that they do not depend on how a tensor is cut into blocks.
 
 Arguments are whole numbers (sizes and addresses of arrays), so that compiled code can be kept as one object file
-per kernel and called without numba. Names ending in `_at` are addresses of arrays of the type in the comment.
-Kernels return 0, or bit k set where input k holds a number that is not finite, bit 62 where the result does.
+per kernel and called without numba. Kernels return 0, or bit k set where input k holds a number that is not finite.
 """
 
 # mypy: ignore-errors
 # numba types these functions, by its own rules.
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
+
+from consilience.merge.intrinsics import (
+    at_least8,
+    bfloat16_of,
+    bits_of,
+    bits_of_float,
+    double_of,
+    f32,
+    f64,
+    fetch,
+    float_of,
+    i64,
+    keep8,
+    lowest_one,
+    nonzero8,
+    ones_in,
+    put_f32,
+    put_f64,
+    put_i64,
+    put_u8,
+    put_u16,
+    put_u32,
+    put_u64,
+    u8,
+    u16,
+    u32,
+    u64,
+)
 
 CHUNK = 256  # so that a chunk of everything fits in the nearest cache
 AHEAD = 3 * CHUNK  # entries
 BF16, F16, F32, F64 = 0, 1, 2, 3
-RESULT = 1 << 62
 
 # Ways to make numbers 0 before they are combined.
 KEEP_ALL, KEEP_BAND, KEEP_RANDOM, KEEP_RANDOM_BY_RANK, KEEP_SPREAD, KEEP_REMEMBERED = 0, 1, 2, 3, 4, 5
@@ -36,159 +57,6 @@ NEARSWAP, VARM_ENTRY, RAM, FUSION = 0, 1, 2, 3
 MAGNITUDE, SPREAD, IMPORTANCE = 0, 1, 2
 PLAN = 9  # int64 in a plan's row, see `masked`
 BRACKET = 12  # int64 in a bracket's row, see `narrow`
-
-
-def _typed(llvm: Any, bits: int) -> Any:
-    return {("f", 32): ir.FloatType(), ("f", 64): ir.DoubleType()}.get((llvm, bits)) or ir.IntType(bits)
-
-
-def _loader(kind: str, bits: int, numba_type: Any) -> Any:
-    @intrinsic
-    def load(typing_context, address, index):
-        def codegen(context, builder, signature, args):
-            pointer = builder.inttoptr(args[0], ir.PointerType(_typed(kind, bits)))
-            return builder.load(builder.gep(pointer, [args[1]]))
-
-        return numba_type(types.int64, types.int64), codegen
-
-    return load
-
-
-def _storer(kind: str, bits: int, numba_type: Any) -> Any:
-    @intrinsic
-    def store(typing_context, address, index, value):
-        def codegen(context, builder, signature, args):
-            pointer = builder.inttoptr(args[0], ir.PointerType(_typed(kind, bits)))
-            builder.store(args[2], builder.gep(pointer, [args[1]]))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, numba_type), codegen
-
-    return store
-
-
-def _bitcast(to_kind: str, bits: int, source: Any, target: Any) -> Any:
-    @intrinsic
-    def cast(typing_context, value):
-        def codegen(context, builder, signature, args):
-            return builder.bitcast(args[0], _typed(to_kind, bits))
-
-        return target(source), codegen
-
-    return cast
-
-
-u8 = _loader("i", 8, types.uint8)
-u16 = _loader("i", 16, types.uint16)
-u32 = _loader("i", 32, types.uint32)
-u64 = _loader("i", 64, types.uint64)
-i64 = _loader("i", 64, types.int64)
-f32 = _loader("f", 32, types.float32)
-f64 = _loader("f", 64, types.float64)
-put_u8 = _storer("i", 8, types.uint8)
-put_u16 = _storer("i", 16, types.uint16)
-put_u32 = _storer("i", 32, types.uint32)
-put_u64 = _storer("i", 64, types.uint64)
-put_i64 = _storer("i", 64, types.int64)
-put_f32 = _storer("f", 32, types.float32)
-put_f64 = _storer("f", 64, types.float64)
-float_of = _bitcast("f", 32, types.uint32, types.float32)
-bits_of_float = _bitcast("i", 32, types.float32, types.uint32)
-bits_of = _bitcast("i", 64, types.float64, types.uint64)
-double_of = _bitcast("f", 64, types.uint64, types.float64)
-
-
-@intrinsic
-def bfloat16_of(typing_context, value):
-    """The nearest bfloat16 to a number's nearest float32, ties to even.
-
-    By way of float32 because a weight of 0.3 is none in binary: what lies 1e-16 beside a tie is a tie. Written in
-    LLVM's terms because numba widens arithmetic on 32 bits to 64.
-    """
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(32)
-        bits = builder.bitcast(builder.fptrunc(args[0], ir.FloatType()), word)
-        even = builder.and_(builder.lshr(bits, word(16)), word(1))
-        bits = builder.lshr(builder.add(builder.add(bits, word(0x7FFF)), even), word(16))
-        return builder.trunc(bits, ir.IntType(16))
-
-    return types.uint16(types.float64), codegen
-
-
-@intrinsic
-def nonzero8(typing_context, address, index):
-    """Of eight float64 from 8 * index on, a bit each, the first the lowest: whether it is not 0."""
-
-    def codegen(context, builder, signature, args):
-        eight = ir.VectorType(ir.DoubleType(), 8)
-        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
-        zeros = ir.Constant(eight, [ir.Constant(ir.DoubleType(), 0.0)] * 8)
-        return builder.bitcast(builder.fcmp_unordered("!=", builder.load(pointer, align=8), zeros), ir.IntType(8))
-
-    return types.uint8(types.int64, types.int64), codegen
-
-
-@intrinsic
-def keep8(typing_context, address, index, bits, to):
-    """Eight float64 from 8 * index on, 0 where the bit is not set, to the same places at `to`."""
-
-    def codegen(context, builder, signature, args):
-        eight = ir.VectorType(ir.DoubleType(), 8)
-        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
-        zeros = ir.Constant(eight, [ir.Constant(ir.DoubleType(), 0.0)] * 8)
-        mask = builder.bitcast(args[2], ir.VectorType(ir.IntType(1), 8))
-        target = builder.gep(builder.inttoptr(args[3], ir.PointerType(eight)), [args[1]])
-        builder.store(builder.select(mask, builder.load(pointer, align=8), zeros), target, align=8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.uint8, types.int64), codegen
-
-
-@intrinsic
-def at_least8(typing_context, address, index, limit):
-    """Of eight float64 from 8 * index on, a bit each, the first the lowest: whether it is at least `limit`."""
-
-    def codegen(context, builder, signature, args):
-        eight = ir.VectorType(ir.DoubleType(), 8)
-        pointer = builder.gep(builder.inttoptr(args[0], ir.PointerType(eight)), [args[1]])
-        limits = ir.Constant(eight, ir.Undefined)
-        for lane in range(8):
-            limits = builder.insert_element(limits, args[2], ir.Constant(ir.IntType(32), lane))
-        bits = builder.bitcast(builder.fcmp_ordered(">=", builder.load(pointer, align=8), limits), ir.IntType(8))
-        return builder.zext(bits, ir.IntType(64))
-
-    return types.int64(types.int64, types.int64, types.float64), codegen
-
-
-@intrinsic
-def ones_in(typing_context, bits):
-    """How many bits are set."""
-    return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
-
-
-@intrinsic
-def lowest_one(typing_context, bits):
-    """The place of the lowest bit that is set; there is one."""
-
-    def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _fetch(typing_context, address):
-    """Asks the processor to bring the 64 bytes at an address nearer. There need not be any."""
-
-    def codegen(context, builder, signature, args):
-        byte_pointer, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [builder.inttoptr(args[0], byte_pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
 
 
 _inline = njit(inline="never", error_model="numpy", nogil=True, no_cpython_wrapper=True)
@@ -208,7 +76,7 @@ def _load(address, code, start, n, minus, to):
     # Inputs are read in turn, a little of each: too little for the processor to see what comes next.
     size = 2 if code in (BF16, F16) else 4 if code == F32 else 8
     for line in range(address + size * (start + AHEAD), address + size * (start + AHEAD + n), 64):
-        _fetch(line)
+        fetch(line)
     if code == BF16:
         largest = np.uint16(0)
         for i in range(n):
@@ -723,49 +591,6 @@ def _prepare(ways, n, models, flat, keys, deltas, score, draws, ranks, tables, l
                 put_f64(ranks + 8 * CHUNK * k, i, f64(table, max(np.int64(u16(score, i)) - least, 0)))
 
 
-def kept(inputs, codes, count, n, segment, first, keys, plans, plan_count, zeros):
-    """Per segment and model: sum |delta|, that of the kept, sum delta^2 of the kept; see `masked` for the plans.
-
-    float64 [segments, models, 3] at a plan's place for sums. With an address for bits, what was kept is remembered
-    there, a bit per entry of the tensor.
-    """
-    bad = 0
-    models = count - 1
-    base = zeros + 8 * CHUNK
-    deltas = base + 8 * CHUNK
-    room = deltas + 8 * CHUNK * (models + 1)
-    score = room + 8 * CHUNK * (models + 2)
-    draws = score + 8 * CHUNK
-    ranks = draws + 8 * CHUNK * models
-    tables = ranks + 8 * CHUNK * models
-    ways = _ways_to_keep(plans, plan_count)
-    for s in range((n + segment - 1) // segment):
-        stop = min(n, (s + 1) * segment)
-        row = stop - s * segment
-        largest = 0
-        if ways & (1 << KEEP_RANDOM_BY_RANK):
-            largest = _rank_row(inputs, codes, count, s * segment, stop, zeros, base, tables)
-        for start in range(s * segment, stop, CHUNK):
-            m = min(CHUNK, stop - start)
-            flat = first + start
-            bad |= _load_deltas(inputs, codes, count, start, m, zeros, base)
-            _prepare(ways, m, models, flat, keys, deltas, score, draws, ranks, tables, largest)
-            for p in range(plan_count):
-                plan = plans + 8 * PLAN * p
-                at = _keep(plan, m, models, flat, row, deltas, score, draws, ranks, room)
-                bits = i64(plan, 3)
-                for k in range(models):
-                    sums = i64(plan, 7) + 8 * 3 * (s * models + k)
-                    size, kept_size, square = _sizes(m, deltas + 8 * CHUNK * k, at + 8 * CHUNK * k)
-                    put_f64(sums, 0, f64(sums, 0) + size)
-                    put_f64(sums, 1, f64(sums, 1) + kept_size)
-                    put_f64(sums, 2, f64(sums, 2) + square)
-                    if bits:
-                        for byte in range((m + 7) // 8):
-                            put_u8(bits + i64(plan, 4) * k + flat // 8, byte, nonzero8(at + 8 * CHUNK * k, byte))
-    return bad
-
-
 @_sum
 def _sizes(n, delta, kept):
     size = kept_size = square = 0.0
@@ -774,6 +599,21 @@ def _sizes(n, delta, kept):
         kept_size += abs(f64(kept, i))
         square += f64(kept, i) * f64(kept, i)
     return size, kept_size, square
+
+
+@_inline
+def _add_kept(plan, n, models, flat, deltas, kept, sums):
+    """Adds, per model, sum |delta|, that of the kept, sum delta^2 of the kept; remembers which are kept in bits."""
+    bits = i64(plan, 3)
+    for k in range(models):
+        at = kept + 8 * CHUNK * k
+        size, kept_size, square = _sizes(n, deltas + 8 * CHUNK * k, at)
+        put_f64(sums, 3 * k, f64(sums, 3 * k) + size)
+        put_f64(sums, 3 * k + 1, f64(sums, 3 * k + 1) + kept_size)
+        put_f64(sums, 3 * k + 2, f64(sums, 3 * k + 2) + square)
+        if bits:
+            for byte in range((n + 7) // 8):
+                put_u8(bits + i64(plan, 4) * k + flat // 8, byte, nonzero8(at, byte))
 
 
 def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sums, zeros):
@@ -786,7 +626,8 @@ def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sum
     place of the block's first entry in its tensor, `keys` (uint64) are the generator's, per model.
 
     Inner products are added, per segment, where there is an address for them: of all pairs of deltas to `sums`, of the
-    result's change with every delta and itself to the plan's.
+    result's change with every delta and itself to the plan's. A plan without a result has what `_add_kept` says,
+    float64 [segments, models, 3], at its sums; with an address for bits, one per entry of the tensor is written there.
     """
     bad = 0
     models = count - 1
@@ -817,6 +658,9 @@ def masked(inputs, codes, count, n, segment, first, keys, plans, plan_count, sum
                 numbers = i64(plan, 2)
                 by_model = numbers + 8 * 2
                 at = _keep(plan, m, models, flat, row, deltas, score, draws, ranks, room)
+                if i64(plan, 5) == 0:
+                    _add_kept(plan, m, models, flat, deltas, at, i64(plan, 7) + 8 * 3 * models * s)
+                    continue
                 _mix(m, models, by_model + 8 * 4 * models, at, change)
                 if i64(plan, 1) != SUM:
                     _elect(m, models, i64(plan, 1), by_model + 8 * 5 * models, at, change, zeros, total, result)
@@ -1039,5 +883,5 @@ def draws(key, first, n, to):
 
 KERNELS = {
     kernel.__name__: kernel
-    for kernel in (draws, gram, kept, linear, masked, narrow, pointwise, row_divergences, scores, touched)
+    for kernel in (draws, gram, linear, masked, narrow, pointwise, row_divergences, scores, touched)
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-SOURCE = Path(__file__).with_name("kernels.py")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.py", "intrinsics.py")]
 FROM_C = ("exp", "log", "memcpy", "memmove", "memset")  # what compiled code calls by name
 # Numba's way of raising from compiled code, which no kernel does; but one name missing and none is found.
 NEVER_CALLED = (
@@ -53,7 +53,7 @@ def _key() -> str:
     """Changes with the source, the compiler and the processor."""
     packages = ",".join(metadata.version(package) for package in ("numba", "llvmlite"))
     processor = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    content = SOURCE.read_bytes() + packages.encode() + processor.encode()
+    content = b"".join(source.read_bytes() for source in SOURCES) + packages.encode() + processor.encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
