@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from consilience.models import load_model
 from consilience.pipelines.prefer import prefer_recipe
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me"}]
@@ -68,16 +70,34 @@ def test_any_template_and_several_turns(run: Callable[..., Path], model: str) ->
         assert curve(made, "policy", number)[0]["chosen_logprob"] < 0
 
 
-def test_adapters_learn_and_their_reference_is_the_model_without_them(run: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("train", [{"lora": {"rank": 2}}, {}])
+def test_bfloat16(run: Callable[..., Path], train: dict[str, Any]) -> None:
+    settings = {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1}
+    made = run("pivot", train={**settings, "dtype": "bfloat16", "gradient_checkpointing": True, **train})
+    for number in (1, 2):
+        assert curve(made, "policy", number)[0]["loss"] == pytest.approx(0.693, abs=0.03)
+    assert load_model(made / "policy" / "round-2" / "train").model.dtype == torch.float32
+
+
+def test_adapters_learn_on_and_their_reference_is_the_policy_before(run: Callable[..., Path], world: Path) -> None:
     train = {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1}
     made = run("pivot", train={**train, "lora": {"rank": 2, "alpha": 4}})
     for number in (1, 2):
         first = curve(made, "policy", number)[0]
-        assert first["loss"] == pytest.approx(0.693147, abs=1e-4)  # adapters begin as nothing: ln 2
+        assert first["loss"] == pytest.approx(0.693147, abs=1e-4)  # policy and reference are one at the first step
         assert first["chosen_logprob"] == pytest.approx(first["ref_chosen_logprob"], abs=1e-3)
     names = {path.name for path in (made / "policy" / "round-2" / "train").iterdir()}
     assert "model.safetensors" in names
     assert "adapter_model.safetensors" not in names
+    # The same adapters go on learning beside the start's own weights; the merged model is their sum.
+    from peft import PeftModel
+
+    merged = load_model(made / "policy" / "round-2" / "train").model.state_dict()
+    beside = PeftModel.from_pretrained(
+        load_model(world / "pivot").model, made / "policy" / "round-2" / "train" / "adapters"
+    ).merge_and_unload()
+    for name, value in beside.state_dict().items():
+        torch.testing.assert_close(value, merged[name], rtol=1e-5, atol=1e-6)
 
 
 def test_every_loss_runs_and_replay_learns_from_earlier_rounds(run: Callable[..., Path]) -> None:

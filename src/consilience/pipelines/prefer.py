@@ -108,14 +108,13 @@ class _Seed:
         self.scorer = Scorer(self._judge(), self.places.recipe_folder, self.run.path / "judge.sqlite")
         self.reader = Reader(tokenizer, [*learnt, *held_out])
         self.parts = slices(learnt, recipe.rounds, recipe.prompts_per_round, seed_of(self.seed, "slices"))
-        self.load = Load(recipe.train, code=recipe.trust_remote_code)
-        self.load.tokenizer = tokenizer
-        self._measure(self.start, f"{self.home}start", held_out)
+        self.load = Load(tokenizer, code=recipe.trust_remote_code)
+        self._measure(self.start, recipe, held_out)
         for name, settings in arms.items():
             policy = self.start
             for number in range(1, recipe.rounds + 1):
                 policy = self._round(name, settings.in_round(number), number, policy).carry_out()
-                self._measure(policy, policy.home, held_out)
+                self._measure(policy, settings, held_out)
         self.scorer.close()
 
     def _judge(self) -> JudgeSettings:
@@ -191,12 +190,12 @@ class _Seed:
         settings = self.recipe.of_arms()[name].in_round(number)
         return f"{self.home}{settings.data_from or name}/round-{number}"
 
-    def _measure(self, policy: Policy, home: str, held_out: Sequence[Preference]) -> None:
+    def _measure(self, policy: Policy, settings: ArmSettings, held_out: Sequence[Preference]) -> None:
         def make(folder: Path) -> None:
             measure(
-                self.load,
-                policy.path,
-                self.start.path,
+                lambda which: self.load(which, settings.train),
+                policy,
+                self.start,
                 held_out,
                 self.recipe.measure.sample.model_copy(update={"seed": seed_of(self.seed, "measure")}),
                 self.scorer,
@@ -204,10 +203,10 @@ class _Seed:
                 folder,
                 None if policy is self.start else self.run.path / self.start.home / "measure",
                 batch_tokens=self.recipe.batch_tokens,
-                on_progress=partial(self.on_progress, f"measure {home}"),
+                on_progress=partial(self.on_progress, f"measure {policy.home}"),
             )
 
-        self.run.stage(f"{home}/measure", make)
+        self.run.stage(f"{policy.home}/measure", make)
 
 
 def _hand_over(recipe: PreferRecipe, recipe_folder: Path, run: RunFolder) -> PreferResult:

@@ -14,7 +14,7 @@ from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sam
 from consilience.prefer.data import Preference
 from consilience.prefer.judging import Scorer
 from consilience.prefer.likelihood import ReadReply, score_texts
-from consilience.prefer.rounds import Load, Reader, rows_of
+from consilience.prefer.rounds import Policy, Reader, rows_of
 from consilience.records import write_jsonl
 
 REPLIES = "replies.jsonl"
@@ -33,9 +33,9 @@ class Measured:
 
 
 def measure(
-    load: Load,
-    policy: Path,
-    start: Path,
+    load: Callable[[Policy], ChatModel],
+    policy: Policy,
+    start: Policy,
     prompts: Sequence[Preference],
     sampling: Sampling,
     scorer: Scorer,

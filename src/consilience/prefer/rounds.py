@@ -50,6 +50,7 @@ EXPLORATIONS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 1.0, "samples": 1},
     "best_of_n": {"temperature": 1.0, "samples": 4},  # the best and the worst of four, and of the offline pair
 }
+ADAPTERS = "adapters"
 SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
 
 
@@ -109,10 +110,15 @@ class ArmSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model on disk, and the folder of the run under which its replies are kept."""
+    """A model on disk, and the folder of the run under which its replies are kept.
+
+    One that was trained with adapters is also the model in `base` under those in `adapters`.
+    """
 
     path: Path
     home: str
+    base: Path | None = None
+    adapters: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,10 @@ class Round:
         """The next policy. Every stage that is on disk already is taken from there."""
         pairs = self.run.path / self.pairs_of / "pair" if self.pairs_of else self._pair()
         examples = self._examples([*(self.run.path / home / "pair" for home in self.earlier), pairs])
-        return Policy(self._train(examples), self.home)
+        trained = self._train(examples)
+        if not self.settings.train.lora:
+            return Policy(trained, self.home)
+        return Policy(trained, self.home, self.start.path, trained / ADAPTERS)
 
     # -- sample, judge, pair ---------------------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class Round:
         def make(folder: Path) -> None:
             shards = [self.prompts[begin : begin + SHARD] for begin in range(0, len(self.prompts), SHARD)]
             missing = [i for i in range(len(shards)) if not (folder / _shard(i)).is_file()]
-            sampler = LocalSampler(self.load(policy.path))
+            sampler = LocalSampler(self.load(policy, self.settings.train))
             for i in missing:
                 self.on_progress(f"sample {self.home}", i * SHARD, len(self.prompts))
                 prompts = [Prompt(preference.id, preference.prompt) for preference in shards[i]]
@@ -331,7 +340,7 @@ class Round:
 
         def make(folder: Path) -> None:
             found = score_texts(
-                self.load(reference.path).model,
+                self.load(reference, self.settings.train, learns=True).model,
                 replies_of,
                 batch_tokens=self.settings.batch_tokens,
                 bfloat16=self.settings.train.dtype == "bfloat16",
@@ -348,7 +357,8 @@ class Round:
 
     def _train(self, examples: Sequence[PairExample]) -> Path:
         def make(folder: Path) -> None:
-            policy = self.load(self.policy.path, place=False)  # Trainer knows which GPU is this process's
+            # Trainer knows which GPU is this process's.
+            policy = self.load(self.policy, self.settings.train, learns=True, place=False)
             longest = max(example.longest for example in examples)
             without_dropout(policy.model)
             with reading(policy.model, longest) as packed:
@@ -360,6 +370,7 @@ class Round:
                     self.settings.train,
                     folder,
                     seed=seed_of(self.seed, "train", str(self.number)),  # the same order of pairs in every arm
+                    adapters=folder / ADAPTERS,
                     on_step=lambda step, steps, loss: self.on_progress(f"train {self.home}", step, steps),
                 )
             if self.run.leads:
@@ -374,17 +385,29 @@ class Round:
 class Load:
     """Loads models one at a time: two may not fit together."""
 
-    def __init__(self, settings: TrainSettings, *, code: bool) -> None:
-        # Under adapters the weights stay as they are: bfloat16 holds them in half the memory.
-        self.dtype = "bfloat16" if settings.lora and settings.dtype == "bfloat16" else "float32"
-        self.code = code
-        self.tokenizer: Any = None
+    def __init__(self, tokenizer: Any, *, code: bool) -> None:
+        self.tokenizer, self.code = tokenizer, code
 
-    def __call__(self, path: Path, *, place: bool = True) -> ChatModel:
+    def __call__(
+        self, policy: Policy, settings: TrainSettings, *, learns: bool = False, place: bool = True
+    ) -> ChatModel:
+        """The policy in the number format that `settings` compute in; in float32 where its own weights are to learn.
+
+        Adapters stay beside the weights of the model they began on: merged into bfloat16, most of what a round learnt
+        would be rounded away.
+        """
         gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return load_model(path, dtype=self.dtype, code=self.code, place=place, tokenizer=self.tokenizer)
+        adapters = policy.adapters if settings.lora else None
+        path = policy.base if adapters and policy.base else policy.path
+        dtype = "float32" if learns and not settings.lora else settings.dtype
+        loaded = load_model(path, dtype=dtype, code=self.code, place=place, tokenizer=self.tokenizer)
+        if adapters is None:
+            return loaded
+        from peft import PeftModel
+
+        return replace(loaded, model=PeftModel.from_pretrained(loaded.model, adapters, is_trainable=learns))
 
 
 class Reader:

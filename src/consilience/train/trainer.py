@@ -85,9 +85,12 @@ def train(
     folder: Path,
     *,
     seed: int,
+    adapters: Path | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> tuple[Any, list[StepRecord]]:
     """`model` trained on `examples`, and its training curve; goes on from the last whole checkpoint in `folder`.
+
+    A model that has adapters already learns on with them. `adapters` is where they are saved before they are merged.
 
     `collate` makes a batch with `shift_labels` (-100 where nothing is learnt): their number is what the objective's
     sums are divided by, over all micro-batches and devices of a step. `on_step` hears step, steps and loss.
@@ -118,6 +121,8 @@ def train(
         trainer.sums, trainer.positions = since_last_point["sums"], since_last_point["positions"]
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained: Any = trainer.model
+    if settings.lora and adapters and trainer.args.should_save:
+        trained.save_pretrained(adapters)
     if settings.lora:  # in float32: a small update added to bfloat16 weights is often no update at all
         trained = trained.to("cpu").float().merge_and_unload()
     curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
@@ -293,9 +298,11 @@ def _record(entry: Mapping[str, Any]) -> StepRecord:
 
 def _with_adapters(model: Any, settings: LoraSettings) -> Any:
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError:
         raise BackendError("train.lora needs the package peft: pip install 'consilience[lora]'.") from None
+    if isinstance(model, PeftModel):
+        return model
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
