@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    GenerationConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+)
 
+from consilience.errors import BackendError
 from consilience.models import ChatModel, load_model
 from consilience.serve.generate import Job, Piece, Sampling
 from consilience.serve.plain import PREFILL_TOKENS, PlainSampling
@@ -73,6 +84,42 @@ def test_replies_side_by_side_are_those_written_alone(models: dict[str, ChatMode
     for i, ids in enumerate(prompts(model)):
         assert text_of(pieces[str(i)]) == alone(model, ids, 12 + 5 * i), i
         assert pieces[str(i)][-1].finish == "length"
+
+
+def drawn(config: PreTrainedConfig, like: ChatModel) -> ChatModel:
+    """A random model of the configuration, with the tokenizer of `like`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return ChatModel(config.model_type, model, like.tokenizer)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1}
+SMALL |= {"eos_token_id": 2, "initializer_range": 0.3}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        partial(MistralConfig, intermediate_size=48, num_key_value_heads=2, sliding_window=8),
+        partial(Gemma3TextConfig, intermediate_size=48, head_dim=8, sliding_window=8),
+        partial(BloomConfig),  # positions by a bias of attention
+    ],
+    ids=["sliding window", "windows in some layers", "biases"],
+)
+def test_other_kinds_of_attention(models: dict[str, ChatModel], config: Callable[..., PreTrainedConfig]) -> None:
+    model = drawn(config(vocab_size=len(models["finch"].tokenizer), **SMALL), models["finch"])
+    arrivals = {3 * i: [job(str(i), ids, tokens=12 + 5 * i)] for i, ids in enumerate(prompts(model))}
+    pieces = run(PlainSampling(model, max_replies=16), arrivals)
+    for i, ids in enumerate(prompts(model)):
+        assert text_of(pieces[str(i)]) == alone(model, ids, 12 + 5 * i), i
+
+
+def test_a_model_with_another_state_is_refused(models: dict[str, ChatModel]) -> None:
+    model = drawn(MambaConfig(vocab_size=50, **SMALL), models["finch"])
+    with pytest.raises(BackendError, match="layers of kind linear_attention"):
+        PlainSampling(model, max_replies=4)
 
 
 def test_prompts_that_arrive_together_are_read_together(models: dict[str, ChatModel]) -> None:
