@@ -430,6 +430,19 @@ def test_the_command_with_curl_and_its_end(world: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+def test_the_end_of_the_grace_time(world: Path) -> None:
+    with command(world / "finch", "--served-model-name", NAME, "--grace", "1") as (process, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = iter(client.chat.completions.create(**ASKED | ENDLESS, stream=True))
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        assert process.wait(15) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_what_stops_the_command_before_it_listens(consilience: Callable[..., Any], world: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

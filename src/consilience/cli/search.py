@@ -98,7 +98,7 @@ def search(
 
         job = SearchJob(
             model=model,
-            guide=_pair(guide),
+            guide=pair_of(guide),
             prompts=prompts,
             out=out,
             method=method,
@@ -160,7 +160,8 @@ def _note(note: str) -> None:
     print(f"search: {note}", file=sys.stderr, flush=True)
 
 
-def _pair(guide: str | None) -> tuple[str, str] | None:
+def pair_of(guide: str | None) -> tuple[str, str] | None:
+    """The two of TUNED:UNTUNED. Raises `ConfigError`."""
     if guide is None:
         return None
     tuned, colon, untuned = guide.partition(":")

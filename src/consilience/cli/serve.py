@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consilience.cli.search import _pair
+from consilience.cli.search import pair_of
 from consilience.errors import BackendError, ConfigError
 
 DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
@@ -88,7 +88,7 @@ def serve(
         request_timeout_s=request_timeout,
         generation_config=generation_config,
         trust_remote_code=trust_remote_code,
-        guide=_pair(guide),
+        guide=pair_of(guide),
         method=method,
         width=width,
         successors=successors,
@@ -106,7 +106,7 @@ def serve(
         "url": f"{url}/v1",
         "model": ready.served.name,
         "max_model_len": ready.served.context,
-        "key": bool(key),
+        "api_key_env": api_key_env if key else None,
     } | dict(ready.served.about)
 
     def say() -> None:
@@ -122,7 +122,7 @@ def _opening(about: dict[str, Any], notes: list[str], served: Any) -> str:
         if chat
         else ("completions", '"prompt": "Hello"')
     )
-    key = ' -H "Authorization: Bearer $KEY"' if about["key"] else ""
+    key = f' -H "Authorization: Bearer ${about["api_key_env"]}"' if about["api_key_env"] else ""
     body = json.dumps({"model": about["model"]})[:-1] + f", {asked}}}"
     lines = [
         f"model    {about['model']} ({about['max_model_len']} tokens of prompt and reply)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,7 @@ from consilience.serve.guard import App, Guard, Receive, Scope, Send
 from consilience.serve.jobs import Jobs, Served
 from consilience.serve.metrics import Metrics
 from consilience.serve.replies import Answer, event, written
-from consilience.serve.requests import NOT_FOUND, TOO_MANY, ApiError, read_json
+from consilience.serve.requests import INVALID, NOT_FOUND, TOO_MANY, ApiError, read_json
 
 RETRY_AFTER_S = 2
 NOBODY_THERE = 499  # the client has gone; the status is for the log
@@ -31,7 +32,7 @@ FAILURES: dict[Failure, tuple[int, str | None]] = {
     Failure.BROKEN: (500, None),
 }
 OPEN_PATHS = ("/health", "/metrics")
-STATUS_TYPES = {404: NOT_FOUND, 405: "invalid_request_error"}
+STATUS_TYPES = {404: NOT_FOUND, 405: INVALID}
 
 
 def make_app(
@@ -88,8 +89,9 @@ def make_app(
     async def no_such_path(request: Request, error: HTTPException) -> Response:
         words = "no such path" if error.status_code == 404 else f"{request.method} is not allowed here"
         message = f"{words}: {request.url.path[:200]}"
-        type_ = STATUS_TYPES[error.status_code]
-        return await refused(request, ApiError(error.status_code, message, type_=type_, code="unknown_url"))
+        metrics.refused()
+        body = ApiError(error.status_code, message, type_=STATUS_TYPES[error.status_code], code="unknown_url").body
+        return _json(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def our_bug(request: Request, error: Exception) -> Response:
@@ -97,9 +99,8 @@ def make_app(
 
     def refuse(status: int, message: str, code: str) -> App:
         metrics.refused()
-        return _json(
-            ApiError(status, message, code=code).body, status, {"www-authenticate": "Bearer"} if status == 401 else {}
-        )
+        headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+        return _json(ApiError(status, message, code=code).body, status, headers)
 
     return Guard(app, refuse=refuse, hosts=hosts, origins=origins, key=key, open_paths=OPEN_PATHS)
 
@@ -169,7 +170,8 @@ class _Pieces:
         loop = asyncio.get_running_loop()
 
         def deliver(piece: Piece) -> None:
-            loop.call_soon_threadsafe(self.queue.put_nowait, piece)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped, nobody listens
+                loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
         try:
             for job in self.jobs:
@@ -190,7 +192,7 @@ class _Pieces:
             piece = await self.queue.get()
             if piece.error:
                 status, code = FAILURES[piece.failure]
-                type_ = "server_error" if status >= 500 else "invalid_request_error"
+                type_ = "server_error" if status >= 500 else INVALID
                 raise ApiError(status, piece.error, type_=type_, code=code)
             self.open -= piece.finish is not None
             yield self.first_index[piece.job] + piece.choice, piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -51,7 +52,7 @@ class Engine:
         self.running: dict[str, _Ticket] = {}
         self.called_off: set[str] = set()
         self.stopping = False
-        self.closed = False
+        self.closes_at = math.inf  # of time.monotonic()
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -75,16 +76,15 @@ class Engine:
             self.called_off.add(job_id)
             self.changed.notify()
 
-    def stop(self, grace_s: float) -> None:
-        """Takes on nothing more, lets what is there finish for `grace_s` seconds, and ends the thread."""
+    def wind_up(self, grace_s: float) -> None:
+        """Takes on nothing more; what is not finished in `grace_s` seconds is given up. Takes no lock: for signals."""
+        self.stopping = True
+        self.closes_at = min(self.closes_at, time.monotonic() + grace_s)
+
+    def stop(self) -> None:
+        """Gives up what there is, and ends the thread."""
+        self.wind_up(0)
         with self.changed:
-            self.stopping = True
-            self.changed.notify()
-        end = time.monotonic() + grace_s
-        while time.monotonic() < end and self.load != (0, 0):
-            time.sleep(0.02)
-        with self.changed:
-            self.closed = True
             self.changed.notify()
         self.thread.join()
 
@@ -93,6 +93,10 @@ class Engine:
         """Jobs being worked on, and jobs waiting."""
         with self.changed:
             return len(self.running), len(self.waiting)
+
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self.closes_at
 
     def _run(self) -> None:
         try:
@@ -113,9 +117,9 @@ class Engine:
     def _take_turns(self) -> bool:
         """Waits for work, lets go of what is called off or late, and takes on what fits. False: the thread may end."""
         with self.changed:
-            while not (self.waiting or self.running or self.called_off or self.closed):
+            while not (self.waiting or self.running or self.called_off or self._is_over):
                 self.changed.wait()
-            if self.closed:
+            if self._is_over:
                 return False
             called_off, self.called_off = self.called_off, set()
             tickets = [*self.running.values(), *self.waiting]

@@ -18,6 +18,7 @@ from consilience.serve.engine import Engine
 from consilience.serve.guard import App
 
 KEEP_ALIVE_S = 65
+CLOSING_S = 5  # for what is given up to be told so
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,13 +58,13 @@ class Server(uvicorn.Server):
                 log_config=log_config,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(grace_s)),
+                timeout_graceful_shutdown=round(grace_s) + CLOSING_S,
             )
         )
-        self.engine = engine
+        self.engine, self.grace_s = engine, grace_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.engine.stopping = True
+        self.engine.wind_up(self.grace_s)
         super().handle_exit(sig, frame)
 
     @contextmanager
@@ -87,5 +88,5 @@ def run(server: Server, bound: socket.socket, *, on_ready: Callable[[], None] = 
         on_ready()
         server.run(sockets=[bound])
     finally:
-        server.engine.stop(grace_s=0)
+        server.engine.stop()
         bound.close()

@@ -9,7 +9,7 @@ from typing import Any
 from consilience.config import parse
 from consilience.errors import ConfigError, pick
 from consilience.models import ChatModel, context_of, load_model
-from consilience.search import METHODS, Models, SearchSettings, TreeModel
+from consilience.search import METHODS, Guide, Models, SearchSettings, TreeModel
 from consilience.serve.engine import Engine
 from consilience.serve.generate import SEARCH_SETTINGS, Generator
 from consilience.serve.guided import GuidedSearch
@@ -65,69 +65,66 @@ class Ready:
 
 def prepare(settings: ServeSettings) -> Ready:
     """Loads what is served. Raises `BackendError` and `ConfigError`."""
-    search = _search_settings(settings)  # before anything is loaded
+    search = _search_settings(
+        settings
+    )  # what is wrong with it, or with the small pair, shows before a large model loads
+    pair = [TreeModel(_load(settings, name)) for name in settings.guide or ()]
+    if pair:
+        Guide(*pair)
     chat_model = _load(settings, settings.model)
     positions = context_of(chat_model.model, FAR)
-    context = min(settings.max_model_len or positions, positions)
     notes = []
     if settings.max_model_len and settings.max_model_len > positions:
         notes.append(f"--max-model-len {settings.max_model_len} exceeds the model's {positions} positions, which hold")
     if not chat_model.tokenizer.chat_template:
         notes.append("the model has no chat template: /v1/chat/completions refuses, /v1/completions works")
-    defaults: dict[str, float] = {}
-    if settings.guide:
-        defaults = {"temperature": search.temperature, "top_k": search.top_k}
-    if settings.generation_config == "auto":
-        stated, not_applied = sampling_defaults(chat_model)
-        defaults |= stated
-        if settings.guide and defaults.pop("repetition_penalty", 1.0) != 1:
-            not_applied = (*not_applied, "repetition_penalty")
-        if not_applied:
-            notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
+    defaults, not_applied = _defaults(settings, search, chat_model)
+    if not_applied:
+        notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
     if defaults:
         told = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
         notes.append(f"where a request does not say otherwise: {told}")
     served = Served(
         name=settings.served_model_name or settings.model,
         tokenizer=chat_model.tokenizer,
-        context=context,
+        context=min(settings.max_model_len or positions, positions),
         vocabulary=chat_model.vocabulary_size,
         most_replies=settings.max_num_seqs,
         defaults=defaults,
     )
     generator: Generator
-    if settings.guide is None:
-        generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
-    else:
-        pair = [_load(settings, name) for name in settings.guide]
-        generator = guided = GuidedSearch(
-            Models(TreeModel(chat_model), TreeModel(pair[0]), TreeModel(pair[1])),
-            search,
-            method=settings.method,
-            max_replies=settings.max_num_seqs,
-        )
-        most = guided.settings.width * guided.settings.successors
-        if most > settings.max_num_seqs:
-            raise ConfigError(
-                f"a reply takes {most} hypotheses at once (--width times --successors), more than --max-num-seqs "
-                f"{settings.max_num_seqs}. Raise it, or search less widely."
-            )
-        shown = {name: getattr(guided.settings, name) for name in SEARCH_SETTINGS}
-        served = replace(
-            served,
-            replies_of=guided.replies_of,
-            guides=tuple(
-                Reader(name=one.name, tokenizer=one.tokenizer, context=context_of(one.model, FAR)) for one in pair
-            ),
-            overrides=settings.method == "cbs",
-            about={"guide": ":".join(settings.guide), "method": settings.method} | shown,
-        )
+    if pair:
+        models = Models(TreeModel(chat_model), tuned=pair[0], untuned=pair[1])
+        generator = guided = GuidedSearch(models, search, method=settings.method, max_replies=settings.max_num_seqs)
+        served = _guided(served, guided, models, settings)
         for reader in served.guides:
             if chat_model.tokenizer.chat_template and not reader.tokenizer.chat_template:
                 notes.append(f"the guide {reader.name} has no chat template: /v1/chat/completions refuses")
+    else:
+        generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
     metrics = Metrics()
     engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
     return Ready(served, engine, metrics, tuple(notes))
+
+
+def _guided(served: Served, guided: GuidedSearch, models: Models, settings: ServeSettings) -> Served:
+    most = guided.settings.width * guided.settings.successors
+    if most > settings.max_num_seqs:
+        raise ConfigError(
+            f"a reply takes {most} hypotheses at once (--width times --successors), more than --max-num-seqs "
+            f"{settings.max_num_seqs}. Raise it, or search less widely."
+        )
+    shown = {name: getattr(guided.settings, name) for name in SEARCH_SETTINGS}
+    pair = [tree.chat_model for tree in models.pair()]
+    return replace(
+        served,
+        replies_of=guided.replies_of,
+        guides=tuple(
+            Reader(name=one.name, tokenizer=one.tokenizer, context=context_of(one.model, FAR)) for one in pair
+        ),
+        overrides=settings.method == "cbs",
+        about={"guide": ":".join(one.name for one in pair), "method": settings.method} | shown,
+    )
 
 
 def _search_settings(settings: ServeSettings) -> SearchSettings:
@@ -138,6 +135,19 @@ def _search_settings(settings: ServeSettings) -> SearchSettings:
 
 def _load(settings: ServeSettings, name: str) -> ChatModel:
     return load_model(name, dtype=settings.dtype, code=settings.trust_remote_code)
+
+
+def _defaults(
+    settings: ServeSettings, search: SearchSettings, chat_model: ChatModel
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Sampling settings where a request has none, and what of the model's own is not done here."""
+    defaults = {"temperature": search.temperature, "top_k": float(search.top_k)} if settings.guide else {}
+    if settings.generation_config == "none":
+        return defaults, ()
+    stated, not_applied = sampling_defaults(chat_model)
+    if settings.guide and stated.pop("repetition_penalty", 1.0) != 1:
+        not_applied = (*not_applied, "repetition_penalty")
+    return defaults | stated, not_applied
 
 
 def sampling_defaults(chat_model: ChatModel) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -96,7 +96,7 @@ def started() -> Iterator[Callable[..., tuple[Engine, Script]]]:
     yield start
     for engine in engines:
         engine.generator.go.release(1000)  # type: ignore[attr-defined]
-        engine.stop(grace_s=0)
+        engine.stop()
 
 
 def submit(engine: Engine, *jobs: Job) -> list[Heard]:
@@ -192,15 +192,12 @@ def test_stopping_lets_what_is_there_finish(started: Callable[..., tuple[Engine,
     engine, script = started(room=1)
     running, waiting = submit(engine, job("a"), job("b", tokens=1000))
     settled(engine, (1, 1))
-    stopper = threading.Thread(target=engine.stop, args=(0.5,))
-    stopper.start()
-    while not engine.stopping:
-        pass
+    engine.wind_up(grace_s=0.5)
     with pytest.raises(Stopping):
         submit(engine, job("c"))
     script.go.release(3)
     assert running.wait().finish == "length"
     threading.Timer(0.6, script.go.release).start()  # the step that is under way when the time is over
-    stopper.join(WAIT_S)
     assert waiting.wait().failure == Failure.STOPPING
+    engine.thread.join(WAIT_S)
     assert not engine.thread.is_alive()
