@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from consilience.chat import render_prompt
 from consilience.config import Settings, known, load_recipe, parse
 from consilience.errors import ConfigError, pick
 from consilience.models import ChatModel, load_model
@@ -37,6 +38,7 @@ from consilience.stats import Estimate, difference, mean
 
 OnProgress = Callable[[str, int, int], None]
 LARGE, TUNED, UNTUNED = "large", "tuned", "untuned"
+LONGEST = 48  # tokens of a sampled reply; a correct one has at most 42
 
 
 class ReviewsSettings(Settings):
@@ -298,18 +300,22 @@ def _chat(prompt: str, reply: str) -> Conversation:
 def _sampled_pairs(model: ChatModel, count: int, seed: int) -> list[tuple[str, tuple[str, str]]]:
     """Prompts with two replies of `model` each, at temperature 1; equal replies teach nothing and are left out."""
     rng = stream(seed, "reviews", "pairs")
-    trees = Models(TreeModel(model))
-    searches, settings = METHODS["sample"](trees, SearchSettings(temperature=1.0, top_k=0, max_new_tokens=48))
-    asked = [reviews.draw_prompt(rng, reviews.HOW_MANY[rng.integers(2)]) for _ in range(count)]
-    prompts = [
-        Prompt(f"{n}/{which}", (Message("user", prompt),), seed) for n, prompt in enumerate(asked) for which in range(2)
-    ]
-    replies = {
-        result.id: result.replies[0].text
-        for result in search(searches, prompts, settings, batch=512)
-        if isinstance(result, Result)
-    }
-    pairs = [(prompt, (replies[f"{n}/0"], replies[f"{n}/1"])) for n, prompt in enumerate(asked)]
+    prompts = [reviews.draw_prompt(rng, reviews.HOW_MANY[rng.integers(2)]) for _ in range(count)]
+    ids_NT = torch.tensor([render_prompt(model.tokenizer, (Message("user", prompt),)).tolist() for prompt in prompts])
+    pairs: list[tuple[str, tuple[str, str]]] = []
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "reviews", "replies"))
+        for rows in torch.arange(count).split(256):
+            found = model.model.generate(
+                ids_NT[rows],
+                attention_mask=torch.ones_like(ids_NT[rows]),
+                do_sample=True,
+                top_k=0,
+                num_return_sequences=2,
+                max_new_tokens=LONGEST,
+            )
+            texts = model.tokenizer.batch_decode(found[:, ids_NT.shape[1] :], skip_special_tokens=True)
+            pairs += zip([prompts[row] for row in rows.tolist()], zip(texts[::2], texts[1::2]))
     return [pair for pair in pairs if pair[1][0] != pair[1][1]]
 
 
