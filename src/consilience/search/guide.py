@@ -41,6 +41,7 @@ class Side:
     def __init__(self, model: TreeModel, *, raw: bool, published: bool, temperature: float) -> None:
         self.model, self.raw, self.published, self.temperature = model, raw, published, temperature
         self.tokenizer = model.chat_model.tokenizer
+        self.eos: int | None = self.tokenizer.eos_token_id  # transformers looks it up anew each time
         self.context = context_of(model.model, FAR)
 
     def open(self, prompt: Prompt) -> Reading:
@@ -194,12 +195,11 @@ class Guide:
 
     def _end(self, side: Side, hypothesis: Hypothesis) -> int | None:
         """The end-of-text token that counts: the one that was sampled. As published, every ending counts one."""
-        eos: int | None = side.tokenizer.eos_token_id
         if self.published:
-            return eos if hypothesis.finish is not None else None
+            return side.eos if hypothesis.finish is not None else None
         if hypothesis.end is None:
             return None
-        return hypothesis.end if self.by_ids else eos
+        return hypothesis.end if self.by_ids else side.eos
 
     def keep(self, guided: Guided, hypotheses: Sequence[Hypothesis]) -> None:
         """Forgets what no unfinished one of `hypotheses` goes on from."""
