@@ -30,6 +30,7 @@ from consilience.models import ChatModel
 from consilience.search.tree import UNSEEN, Node, Tree
 
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32
+MASK_HELD = 1 << 26  # a quarter of a gigabyte in float32
 GROWTH = 1.125  # of the cache: what is allocated and not used stays below an eighth
 
 
@@ -226,7 +227,15 @@ class TreeModel:
         A node that has been read before may be asked for again. NaN is for the caller to find (`refuse_nan`), who
         looks at every number anyway.
         """
-        return self._read_cached(wanted) if self.cached else self._read_plainly(wanted)
+        read = self._read_cached if self.cached else self._read_plainly
+        most = max(1, MASK_HELD // sum(tree.slots + len(nodes) for tree, nodes in wanted))
+        parts = blocks(wanted, most)
+        if len(parts) == 1:
+            return read(wanted)
+        logits: dict[Node, Tensor] = {}
+        for part in parts:
+            logits |= zip((node for _, nodes in part for node in nodes), read(part))
+        return torch.stack([logits[node] for _, nodes in wanted for node in nodes])
 
     def refuse_nan(self, numbers: Tensor) -> None:
         """Raises `BackendError` when there is NaN among numbers that follow from this model's logits."""
@@ -351,6 +360,15 @@ class TreeModel:
         close = {torch.float32: 1e-3}.get(self.model.dtype, 5e-2)
         expected, got = torch.stack(plain), torch.stack(found)
         return bool(((got - expected).abs() <= close * expected.abs().amax(-1, keepdim=True)).all())
+
+
+def blocks(wanted: Sequence[tuple[Tree, Sequence[Node]]], each: int) -> list[list[tuple[Tree, Sequence[Node]]]]:
+    """`wanted` cut so that a pass reads at most `each` nodes of a tree, those above first."""
+    most = max((len(nodes) for _, nodes in wanted), default=0)
+    return [
+        [(tree, nodes[begin : begin + each]) for tree, nodes in wanted if nodes[begin : begin + each]]
+        for begin in range(0, most, each)
+    ]
 
 
 def _walk(tree: Tree, branches: Sequence[Sequence[int]]) -> list[Node]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from consilience.errors import ConfigError, DataError
 from consilience.models import context_of
-from consilience.search.forward import LOGITS_HELD, TreeModel
+from consilience.search.forward import LOGITS_HELD, TreeModel, blocks
 from consilience.search.settings import Finish, Hypothesis, Prompt
 from consilience.search.texts import Retokenizer, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree
 
 FAR = 1 << 30
+AT_ONCE = 512  # new tokens of a prompt in one pass of the pair
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Side:
         """Sets `logprob` of new nodes, given parents first, by reading each parent once."""
         own: dict[Node, float] = {}  # of the token alone
         children: dict[Node, list[Node]] = {}
-        wanted: list[tuple[Tree, list[Node]]] = []
+        wanted: list[tuple[Tree, Sequence[Node]]] = []
         for reading, new in asked:
             parents: dict[Node, None] = {}
             first = [node for node in new if node.parent is reading.tree.tip]  # what follows the prompt is known
@@ -78,7 +79,8 @@ class Side:
                     parents[node.parent] = None
             if parents:
                 wanted.append((reading.tree, list(parents)))
-        for block in _blocks(wanted, LOGITS_HELD // self.model.chat_model.vocabulary_size):
+        most = LOGITS_HELD // self.model.chat_model.vocabulary_size // max(1, len(wanted))
+        for block in blocks(wanted, max(1, most)):
             logits_NV = self._cooled(self.model.forward(block))
             norm_N = logits_NV.logsumexp(-1)
             self.model.refuse_nan(norm_N)
@@ -93,14 +95,18 @@ class Side:
                 node.logprob = node.parent.logprob + own[node]  # the prompt's own nodes have 0
 
 
-def _blocks(wanted: Sequence[tuple[Tree, list[Node]]], most: int) -> list[list[tuple[Tree, list[Node]]]]:
-    """`wanted` cut so that a pass reads at most `most` nodes, those above first."""
-    depth = max((len(nodes) for _, nodes in wanted), default=0)
-    each = max(1, most // max(1, len(wanted)))
-    return [
-        [(tree, nodes[begin : begin + each]) for tree, nodes in wanted if nodes[begin : begin + each]]
-        for begin in range(0, depth, each)
-    ]
+def _parts(hypotheses: Sequence[Hypothesis]) -> list[list[Hypothesis]]:
+    """`hypotheses` in parts of at most AT_ONCE new tokens, or of one."""
+    parts: list[list[Hypothesis]] = []
+    left = 0
+    for each in hypotheses:
+        new = len(each.ids) - each.marked if each.ids else len(each.text) // 4
+        if not parts or new > left:
+            parts.append([])
+            left = AT_ONCE
+        parts[-1].append(each)
+        left -= new
+    return parts
 
 
 @dataclass
@@ -152,7 +158,20 @@ class Guide:
         return min(self.tuned.context - guided.tuned.prompt_tokens, self.untuned.context - guided.untuned.prompt_tokens)
 
     def score(self, asked: Sequence[tuple[Guided, Sequence[Hypothesis]]]) -> None:
-        """Sets `score` of hypotheses, in nats. One that runs out of the pair's positions is finished there."""
+        """Sets `score` of hypotheses, in nats. One that runs out of the pair's positions is finished there.
+
+        Long ones are read some at a time, and what is finished is forgotten before the next: whole replies of best-of-n
+        have little in common, and a pass takes time and memory for every two tokens of a tree.
+        """
+        parts = [(guided, _parts([each for each in several if not each.is_scored])) for guided, several in asked]
+        for turn in range(max((len(several) for _, several in parts), default=0)):
+            now = [(guided, several[turn]) for guided, several in parts if turn < len(several)]
+            self._score(now)
+            for guided, several in parts:
+                if turn + 1 < len(several) and any(each.is_scored for each in several[turn]):
+                    self._keep(guided, [each.marks for part in several for each in part if not each.is_scored])
+
+    def _score(self, asked: Sequence[tuple[Guided, Sequence[Hypothesis]]]) -> None:
         ends = [
             self._read(self.tuned, [(guided.tuned, hypotheses) for guided, hypotheses in asked], 0),
             self._read(self.untuned, [(guided.untuned, hypotheses) for guided, hypotheses in asked], 1),
@@ -163,6 +182,7 @@ class Guide:
             if self.per_token:
                 hypothesis.score /= max(1, tuned.depth - guided.tuned.tree.tip.depth)
             hypothesis.marks, hypothesis.marked = (tuned, untuned), len(hypothesis.ids)
+            hypothesis.is_scored = hypothesis.finish is not None
 
     def _read(self, side: Side, asked: Sequence[tuple[Reading, Sequence[Hypothesis]]], which: int) -> list[Node]:
         """The last node of every hypothesis in its tree of that side, with its log-probability."""
@@ -203,9 +223,12 @@ class Guide:
 
     def keep(self, guided: Guided, hypotheses: Sequence[Hypothesis]) -> None:
         """Forgets what no unfinished one of `hypotheses` goes on from."""
-        live = [hypothesis.marks for hypothesis in hypotheses if hypothesis.finish is None]
-        guided.tuned.tree.keep(tuned for tuned, _ in live)
-        guided.untuned.tree.keep(untuned for _, untuned in live)
+        self._keep(guided, [hypothesis.marks for hypothesis in hypotheses if hypothesis.finish is None])
+
+    def _keep(self, guided: Guided, marks: Sequence[tuple[Node, Node] | None]) -> None:
+        known = [each for each in marks if each is not None]
+        guided.tuned.tree.keep(tuned for tuned, _ in known)
+        guided.untuned.tree.keep(untuned for _, untuned in known)
 
     def close(self, guided: Guided) -> None:
         self.tuned.model.fell(guided.tuned.tree)

@@ -86,6 +86,7 @@ class Hypothesis:
     handle: Any = None  # where the sampling model goes on
     marks: Any = None  # where the guide goes on
     marked: int = 0  # so many of `ids` the guide has read
+    is_scored: bool = False  # for good: it is finished
 
 
 @dataclass(frozen=True, slots=True)

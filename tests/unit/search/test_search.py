@@ -113,6 +113,21 @@ def test_best_of_n_takes_the_best_of_n_whole_replies() -> None:
     assert all(each.finish for each in seen)
 
 
+def test_replies_read_some_at_a_time_have_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole replies, and of chunks where one of a prompt's hypotheses ends before the others are read."""
+    for settings in ({"width": 1, "successors": 8, "chunk": None}, {"width": 4, "successors": 3, "chunk": 4}):
+        trio = models()
+        expected = replies(trio, temperature=1.5, **settings)
+        monkeypatch.setattr("consilience.search.guide.AT_ONCE", 9)
+        monkeypatch.setattr("consilience.search.forward.MASK_HELD", 60)
+        found = replies(trio, temperature=1.5, **settings)
+        monkeypatch.undo()
+        for id_, result in expected.items():
+            assert [each.ids for each in found[id_].replies] == [each.ids for each in result.replies]
+            scores = [each.score for each in result.replies]
+            assert [each.score for each in found[id_].replies] == pytest.approx(scores, abs=1e-4)
+
+
 def test_a_pair_of_equal_models_says_nothing() -> None:
     large, small = model_of(llama(24), seed=1), model_of(gpt2(), seed=2)
     trio = Models(TreeModel(large), TreeModel(small), TreeModel(small), raw=True)
