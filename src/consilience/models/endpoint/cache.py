@@ -86,7 +86,7 @@ class AnswerCache:
 
     def __init__(self, path: Path | None = None) -> None:
         self._name = str(path) if path else "the cache in memory"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a close() on the way out of an interrupt may find it held by its own thread
         try:
             self._alive = SignOfLife(path) if path else None
             self._sql = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
 from consilience.errors import ConfigError
 from consilience.models.endpoint.answer import Answer, Status
 from consilience.models.endpoint.cache import Amount, AnswerCache, Begin, Spent
+from consilience.models.endpoint.crew import Crew
 from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, spread
 from consilience.models.endpoint.request import Request, samples
 from consilience.models.endpoint.server import Failed, Said, Server
@@ -118,20 +118,23 @@ class Endpoint:
         """
         stop = threading.Event()
         self._closed, self._failed_in_a_row = "", 0
-        pool = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="endpoint")
-        pending: dict[Future[list[Answer]], Batch] = {}
+
+        def answer(batch: Batch) -> list[Answer]:
+            return self._answer([request for _, request in batch], stop)
+
+        crew = Crew(answer, self.settings.concurrency)
         try:
             for batch in _batches(requests):
-                pending[pool.submit(self._answer, [request for _, request in batch], stop)] = batch
-                if len(pending) >= 2 * self.settings.concurrency:
-                    yield from _arrived(pending)
-            while pending:
-                yield from _arrived(pending)
+                crew.give(batch)
+                if crew.waiting >= 2 * self.settings.concurrency:
+                    yield from _arrived(crew)
+            while crew.waiting:
+                yield from _arrived(crew)
         finally:
             stop.set()
-            if under_way := sum(future.running() for future in pending):
-                self._on_note(f"waiting for {under_way} answers that are paid for")
-            pool.shutdown(wait=True, cancel_futures=True)
+            if crew.waiting:
+                self._on_note("waiting for the answers that are under way, and paid for")
+            crew.end()
 
     def _answer(self, batch: Sequence[Request], stop: threading.Event) -> list[Answer]:
         """The answers to a batch, from the cache or in as many calls as it takes."""
@@ -277,11 +280,10 @@ def _batches(requests: Iterable[Request]) -> Iterator[Batch]:
         yield batch
 
 
-def _arrived(pending: dict[Future[list[Answer]], Batch]) -> Iterator[tuple[int, Answer]]:
-    """The answers of the calls that are done, which leave `pending`; waits for one at least."""
-    for future in wait(pending, return_when=FIRST_COMPLETED).done:
-        places = [place for place, _ in pending.pop(future)]
-        yield from zip(places, future.result())
+def _arrived(crew: Crew[Batch, list[Answer]]) -> Iterator[tuple[int, Answer]]:
+    """The answers of the next call that is done."""
+    batch, answers = crew.take()
+    yield from zip((place for place, _ in batch), answers)
 
 
 def _all(keys: Sequence[str], status: Status, reason: str) -> dict[str, Answer]:
