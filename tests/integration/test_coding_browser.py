@@ -21,7 +21,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-WAIT_MS = 15_000
+WAIT_MS = 30_000  # a busy machine
 
 
 @pytest.fixture(scope="module")
