@@ -217,3 +217,17 @@ def test_bad_recipes_are_one_line(
     assert answer.code == 2
     assert says in answer.err
     assert answer.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_recipe_that_is_shipped(consilience: Command, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny-evaluate.yaml"
+    answer = consilience("evaluate", recipe, "--out", tmp_path / "run", "--set", "tiny.steps_scale=0.05", "--json")
+    assert answer.code == 0, answer.err
+    assert {name: task["kind"] for name, task in answer.json["tasks"].items()} == {
+        "sums": "checked", "stars_drawn": "checked", "stars_choice": "choice", "two_turns": "mt_bench",
+        "against_pivot": "pairwise",
+    }  # fmt: skip
+    said = [line for line in answer.json["not_included"] if "every item was answered once" in line]
+    assert "stars_drawn" not in said[0]
+    assert "sums" in said[0]

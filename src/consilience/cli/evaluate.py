@@ -36,17 +36,15 @@ def _table(results: Mapping[str, Any]) -> str:
     from consilience.cli.comparison_table import brief_comparison
     from consilience.evaluate.logs import printable
 
-    blocks, left_out = [], dict[str, None]()
+    blocks = []
     for name, task in results["tasks"].items():
         for metric, result in task["comparisons"].items():
             blocks.append(f"== {printable(name)}: {metric}")
             missing = [f"{model}: no score; {told}" for model, told in result["not_measured"].items()]
             blocks.append(result["refused"] if "refused" in result else brief_comparison(result))
             blocks += missing
-            left_out |= dict.fromkeys(result.get("not_included", ()))
         controlled = task.get("length_control", {}).get("comparison")
         if controlled:
             blocks += [f"== {printable(name)}: {controlled['metric']}", brief_comparison(controlled)]
-            left_out |= dict.fromkeys(controlled["not_included"])
-    foot = ["The intervals do not include:", *(f"- {line}" for line in left_out)]
+    foot = ["The intervals do not include:", *(f"- {line}" for line in results["not_included"])]
     return "\n\n".join([*blocks, "\n".join(foot)])

@@ -32,7 +32,7 @@ class ChoiceSettings(QuestionSettings):
     """Questions with choices, one of them right. `{choices}` in the prompt's template is one lettered line each."""
 
     kind: Literal["choice"] = "choice"
-    choices: str = "choices"  # the field with the list of choices
+    choices: str | tuple[str, ...] = "choices"  # the field with the list of choices, or the same ones for all rows
     answer: str = "answer"  # the field with the right one: its place from 0, its letter, or its text
     continue_with: Literal["text", "letter"] = "text"
     chat: bool = True  # as the reply of a chat; else prompt, delimiter and choice are one plain text
@@ -159,7 +159,7 @@ def choice_task(name: str, settings: ChoiceSettings, file: Callable[[str], Path]
     )
     items, choices, right = [], {}, {}
     for item in read_items(file(settings.path), lettered):
-        texts = item.row.get(settings.choices)
+        texts = item.row.get(settings.choices) if isinstance(settings.choices, str) else settings.choices
         if not isinstance(texts, Sequence) or isinstance(texts, str) or not 2 <= len(texts) <= 26:
             raise DataError(f"{item.where}: {settings.choices!r} is no list of 2 to 26 choices.")
         texts = [str(text) for text in texts]

@@ -152,7 +152,7 @@ class _Evaluation:
         )
         write_jsonl(self.run.path / "scores.jsonl.partial", rows)
         (self.run.path / "scores.jsonl.partial").rename(self.run.path / "scores.jsonl")
-        results = {
+        results: dict[str, Any] = {
             "title": self.recipe.title,
             "note": self.recipe.note,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,6 +165,7 @@ class _Evaluation:
             "models": {name: {"about": self._about(name)} for name in self.recipe.models},
             "tasks": {name: self._result(task, scores[name]) for name, task in tasks.items()},
         }
+        results["not_included"] = _not_included(results["tasks"])
         write_json(self.run.path / "results.json", results)
         report = self.run.path / "report.html"
         write_evaluation_report(results, report)
@@ -370,6 +371,16 @@ class _Evaluation:
             for found in by_item.values()
             if found
         ]
+
+
+def _not_included(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the intervals leave out, each once; with the tasks it is true of, where it is not true of all."""
+    said: dict[str, dict[str, None]] = {}
+    for name, task in tasks.items():
+        for comparison in [*task["comparisons"].values(), task.get("length_control", {}).get("comparison")]:
+            for line in (comparison or {}).get("not_included", ()):
+                said.setdefault(line, {})[name] = None
+    return [line if len(of) == len(tasks) else f"{line} ({', '.join(of)})" for line, of in said.items()]
 
 
 class _Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,7 @@ def write_evaluation_report(results: Mapping[str, Any], path: Path) -> None:
             title=results["title"],
             results=results,
             tasks=[_task(place, name, task) for place, (name, task) in enumerate(results["tasks"].items())],
-            not_included=_each_once(compared, "not_included"),
-            notes=[*results["notes"], *_each_once(compared, "notes")],
+            notes=[*results["notes"], *dict.fromkeys(note for comparison in compared for note in comparison["notes"])],
             methods=methods(compared),
             decimals=decimals_of,
         )
@@ -78,7 +77,3 @@ def _bias_figure(bias: Mapping[str, Mapping[str, Any]]) -> Markup | None:
         if found.get(key)
     ]
     return intervals(rows, name="What the judge's verdicts owe to order and length", signed=True) if rows else None
-
-
-def _each_once(comparisons: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    return [*dict.fromkeys(line for comparison in comparisons for line in comparison[key])]

@@ -8,8 +8,9 @@ import pytest
 
 from consilience.config import load_recipe, load_tree
 from consilience.pipelines.demo import demo_recipe
+from consilience.pipelines.evaluation_recipe import EvaluateRecipe
 from consilience.pipelines.prefer_recipe import PreferRecipe
-from consilience.pipelines.recipe import FuseRecipe
+from consilience.pipelines.recipe import FuseRecipe, Places
 
 ALL = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 RECIPES = [path for path in ALL if "pivot" in load_tree(path)]
@@ -25,6 +26,14 @@ def test_the_recipe_is_sound(path: Path) -> None:
 def test_the_preference_recipe_is_sound(path: Path) -> None:
     recipe = load_recipe(path, PreferRecipe)
     assert {*recipe.of_arms()} == {*recipe.arms}
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if "tasks" in load_tree(path) and "models" in load_tree(path)])
+def test_the_evaluation_recipe_is_sound(path: Path) -> None:
+    recipe = load_recipe(path, EvaluateRecipe)
+    places = Places(path.parent, path.parent)
+    for task in recipe.tasks.values():
+        assert places.is_made_here(task.path) or places.file(task.path).is_file()
 
 
 @pytest.mark.parametrize(
