@@ -1,14 +1,14 @@
 """The made-up judges of tiny-evaluate.yaml. A judge of your own is such a function, too: docs/judge.md."""
 
+import math
+
 KNOWN = {"awful", "poor", "fair", "good", "superb", "twenty", "thirty", "forty", "telmar", "osk", "lunby"}
 
 
 def prefer(prompt, first, second):
-    """How far the first reply is preferred, 0 to 1: the longer one, or of like lengths the one shown first."""
-    longer = len(first) - len(second)
-    if abs(longer) <= 4:
-        return 0.8
-    return 0.9 if longer > 0 else 0.1
+    """How far the first reply is preferred, 0 to 1: for its length, for being shown first, and on a whim."""
+    whim = (sum(map(ord, first)) - sum(map(ord, second))) % 7 - 3
+    return 1 / (1 + math.exp(-(0.1 * (len(first) - len(second)) + 0.6 + 0.4 * whim)))
 
 
 def rate(prompt, reply):

@@ -89,6 +89,7 @@ def test_pure_rooms_touch_no_file_network_or_clock(path: Path) -> None:
         "import consilience.align, consilience.models",
         "import consilience.models.endpoint, consilience.judge",
         "import consilience.evaluate.logs, consilience.evaluate.comparison, consilience.report",
+        "import consilience.pipelines.evaluate",
         "import sys; sys.argv = ['consilience', '--help']\n"
         "try:\n    from consilience.cli import main; main()\nexcept SystemExit: pass",
     ],

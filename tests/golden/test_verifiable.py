@@ -12,7 +12,7 @@ import pytest
 
 from consilience.evaluate.checked import IfevalSettings, ifeval_task
 from consilience.evaluate.ifeval import IFEVAL_METRICS, Checkers
-from consilience.evaluate.tasks import MATCHES, Outcome, number_after
+from consilience.evaluate.rules import MATCHES, Outcome, number_after
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "verifiable"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data/verifiable beside the repo")

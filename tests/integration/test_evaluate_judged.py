@@ -191,6 +191,31 @@ def test_two_turns_behind_a_server(consilience: Command, tmp_path: Path) -> None
     assert found["statuses"] == {"scored": 3, "unparsed verdict": 1, "no reply to judge": 2}
 
 
+def test_two_turns_against_a_model_of_the_recipe(consilience: Command, tree: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"question_id": i, "category": "writing", "turns": ["Say it.", "Again."]} for i in range(4)]
+    lengths = {"base": [(4, 4)] * 4, "long": [(9, 2), (4, 4), (8, 5), (1, 1)]}
+    for name, of in lengths.items():
+        turns = [{"question_id": i, "choices": [{"turns": ["word " * n for n in pair]}]} for i, pair in enumerate(of)]
+        lines(tmp_path / f"{name}.jsonl", turns)
+    tree["models"] = {name: {"answers": f"{name}.jsonl"} for name in lengths}
+    path = lines(tmp_path / "mt.jsonl", rows)
+    tree["tasks"] = {"mt": {"kind": "mt_bench", "path": path, "judge": "longer", "baseline": "base"}}
+    (tmp_path / "judge.py").write_text(
+        "def compare(prompt, first, second):\n"
+        "    first, second = (reply if isinstance(reply, str) else reply[-1].content for reply in (first, second))\n"
+        "    return 0.5 + 0.5 * ((len(first) > len(second)) - (len(first) < len(second)))\n"
+        "rate = compare\n"
+    )
+    answer = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
+    assert answer.code == 0, answer.err
+    found = answer.json["tasks"]["mt"]["comparisons"]["win rate against base"]["models"]
+    assert set(found) == {"long"}
+    # Turns: won 9, 8, 5; tied 4, 4; lost 2, 1, 1. Of the eight, four questions are the units.
+    assert found["long"]["estimate"]["value"] == pytest.approx(100 * (3 + 2 * 0.5) / 8)
+    assert (found["long"]["estimate"]["n"], found["long"]["estimate"]["units"]) == (4, "questions")
+    assert answer.json["tasks"]["mt"]["judge"]["pairs"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -9,7 +9,7 @@ from consilience.cli.tables import columns, shown
 from consilience.evaluate.comparison import shown_probability
 
 MOST_RANKED = 12
-NOTHING_DIFFERS = "where no item differs the sample says nothing of how far a difference could be from 0."
+NO_SPREAD = "no interval: all items say the same, which does not tell how far others would differ."
 
 
 def comparison_table(result: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def brief_comparison(result: Mapping[str, Any]) -> str:
         _head(result),
         _models(result),
         _pairs(pairs, result) if pairs else "",
-        NOTHING_DIFFERS if any(pair["unlike"] == 0 for pair in pairs) else "",
+        NO_SPREAD if any(pair["difference"]["low"] is None for pair in pairs) else "",
         _statuses(result) if has_statuses else "",
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -128,8 +128,8 @@ def _foot(result: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"all at once: intervals that hold jointly for all {len(result['pairs'])} differences.")
     if len(pairs) < len(result["pairs"]):
         lines.append(f"{len(pairs)} of {len(result['pairs'])} differences are shown; --json and --html have all.")
-    if any(pair["unlike"] == 0 for pair in pairs):
-        lines.append(NOTHING_DIFFERS)
+    if any(pair["difference"]["low"] is None for pair in pairs):
+        lines.append(NO_SPREAD)
     lines += [f"note: {note}" for note in result["notes"]]
     lines += ["The intervals do not include:", *(f"- {left_out}" for left_out in result["not_included"])]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ def evaluate(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
     ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    retry: Annotated[bool, typer.Option("--retry", help="Ask again what ended with a server's error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Models on tasks: replies, scores, paired differences with intervals, and a report."""
@@ -24,7 +25,7 @@ def evaluate(
     with watching() as on_progress:
         from consilience.pipelines.evaluate import evaluate_recipe
 
-        found = evaluate_recipe(recipe, out, overrides, on_progress=on_progress)
+        found = evaluate_recipe(recipe, out, overrides, retry=retry, on_progress=on_progress)
     if as_json:
         print(json.dumps(dict(found.results) | {"run": str(found.run), "report": str(found.report)}))
         return

@@ -7,16 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from consilience.errors import ConfigError, DataError, pick
 from consilience.evaluate.answers import Asked, Record
 from consilience.evaluate.ifeval import IFEVAL_METRICS, Checkers
 from consilience.evaluate.logs import Metric, Score, Status
 from consilience.evaluate.questions import Item, QuestionSettings, read_items
-from consilience.evaluate.tasks import MATCHES, Outcome
+from consilience.evaluate.rules import MATCHES, Outcome
 from consilience.models import ReplyStatus
 
 SHARE = Metric((0, 1))
@@ -40,23 +40,26 @@ WITHOUT_REPLY = {
 }
 
 
+def _listed(match: Any) -> Any:
+    return (match,) if isinstance(match, str) else match
+
+
 class CheckedSettings(QuestionSettings):
     """Questions with an answer, and one or more rules that find it in a reply: each gives a metric."""
 
     kind: Literal["checked"] = "checked"
-    match: tuple[str, ...] | str = "exact"
+    match: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("exact",)
     answer: str | None = Field(None, description="the field with the right answer; default: answer, target or solution")
     function: str | None = Field(None, description="FILE.py:NAME, called with reply and row, in place of a rule")
 
     @field_validator("match")
     @classmethod
-    def _known(cls, match: tuple[str, ...] | str) -> tuple[str, ...]:
-        names = (match,) if isinstance(match, str) else match
-        for name in names:
+    def _known(cls, match: tuple[str, ...]) -> tuple[str, ...]:
+        for name in match:
             pick(MATCHES, name, "match rule")
-        if not names:
+        if not match:
             raise ConfigError("match names no rule")
-        return names
+        return match
 
 
 class IfevalSettings(QuestionSettings):

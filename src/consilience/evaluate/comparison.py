@@ -6,6 +6,7 @@ on; a difference is of the items that both have; ranks are of the items that all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,12 +153,12 @@ def compare_estimates(
     models, *at_bands = (at(one) for one in (level, *BANDS))
 
     def measured(whole: Estimate, parts: Sequence[Estimate]) -> Measured:
-        bands = tuple((part.low, part.high) if part.n > 1 else None for part in parts)
+        bands = tuple(map(_ends, parts))
         return Measured(estimate=whole, bands=bands, by_category={}, same_categories=None, pooled={})
 
     pairs = []
     for first, second in combinations(models, 2):
-        found, *in_bands = (difference(of[first], of[second]) for of in (models, *at_bands))
+        found, *in_bands = (without_spread(difference(of[first], of[second])) for of in (models, *at_bands))
         pairs.append(
             Pair(
                 first=first,
@@ -181,9 +182,14 @@ def compare_estimates(
     )
 
 
+def _ends(estimate: Estimate) -> Interval | None:
+    """The interval's ends, where there is one."""
+    return None if math.isnan(estimate.low) else (estimate.low, estimate.high)
+
+
 def _all_at_once(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
     """The pairs with intervals that hold jointly for all of them, where there are several."""
-    joint = [pair for pair in pairs if pair.difference.estimate.n > 1]
+    joint = [pair for pair in pairs if pair.difference.estimate.n > 1 and pair.difference.estimate.standard_error > 0]
     if len(joint) < 2:
         return [*pairs]
     # Student's t for all: the posterior of shares has no joint form with other pairs.
@@ -207,7 +213,7 @@ def _measured(scores: Scores, on_N: Mask, level: float, estimate: Estimator, sca
     whole_categories = by_category and all(part.n > 1 and part.standard_error > 0 for part in by_category.values())
     return Measured(
         estimate=whole,
-        bands=tuple((found.low, found.high) for found in intervals) or (None,) * len(BANDS),
+        bands=tuple(map(_ends, intervals)) or (None,) * len(BANDS),
         by_category=by_category,
         same_categories=_within(average([*by_category.values()], weights), scale) if whole_categories else None,
         pooled=_pooled(by_category, level),
@@ -247,7 +253,15 @@ def _minus(scores: Scores, first: int, second: int, on_N: Mask, level: float) ->
         ours, theirs = scores.values_MN[first][on_N], scores.values_MN[second][on_N]
         return paired_difference(ours, theirs, _units(scores, on_N), unit_kind=scores.unit_kind, level=level)
     sides = [_mean(scores, model, on_N, level) for model in (first, second)]
-    return _within(difference(*sides), _of_differences(scores.scale))
+    return _within(without_spread(difference(*sides)), _of_differences(scores.scale))
+
+
+def without_spread(estimate: Estimate) -> Estimate:
+    """The estimate, with no interval where all units say the same: that does not tell how far others would differ."""
+    rounding = 1e-12 * max(abs(estimate.value), 1e-300)
+    if estimate.n < 2 or estimate.standard_error > rounding or estimate.interval is not None:
+        return estimate
+    return replace(estimate, interval=(math.nan, math.nan), method=f"{estimate.method}; no spread, no interval")
 
 
 def _of_differences(scale: Interval | None) -> Interval | None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from consilience.errors import DataError
+from consilience.evaluate.comparison import without_spread
 from consilience.evaluate.judged import Judged
 from consilience.records import Judgment
 from consilience.stats import Estimate, difference, mean, proportion
@@ -36,7 +37,7 @@ def bias_of(judged: Sequence[Judged], *, pairs: bool, unit_kind: str, level: flo
             found = of()
         except DataError:
             return None  # one side of it has fewer than two units
-        return found.to_json() if found.n > 1 else None
+        return without_spread(found).to_json() if found.n > 1 else None
 
     result: dict[str, Any] = {"judged": len(known), "order": None, "consistent": None, "to_first": None}
     middle = 0.0 if pairs else median([one.characters for one in known] or [0])

@@ -56,13 +56,15 @@ class LengthControl(Settings):
 
 
 class MtBenchSettings(QuestionSettings):
-    """MT-Bench: FastChat's `question.jsonl` or a file like it, both turns rated from 1 to 10.
+    """MT-Bench: FastChat's `question.jsonl` or a file like it; every turn rated from 1 to 10, or compared with that of
+    a `baseline`, in both orders.
 
     `references` is a file of FastChat's shape; math, reasoning and coding are judged with them.
     """
 
     kind: Literal["mt_bench"] = "mt_bench"
     judge: str
+    baseline: str | None = Field(None, description="a model of the recipe; without one replies are rated")
     references: str | None = None
     temperatures: dict[str, float] = Field(TEMPERATURES, description="by category; others are drawn at the sampling's")
     sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=MAX_NEW_TOKENS)
@@ -178,46 +180,61 @@ class MtBenchTask:
     def judged(
         self, judge: Judge, records: Sequence[Record], baseline: Sequence[Record], *, on_progress: OnProgress
     ) -> list[Judged]:
-        """A rating of every turn of every sample."""
+        """A rating of every turn of every sample; or every turn compared with the baseline's of the same sample, or of
+        its only one."""
+        found = self._turns(records)
+        prompts = [item.prompt for item in found.values()]
+        replies = [item.reply for item in found.values()]
+        references = [item.reference for item in found.values()]
+        others: list[tuple[Message, ...] | None] = [None] * len(found)
+        if self.settings.baseline is None:
+            verdicts = judge.rates()(prompts, replies, references=references, on_progress=on_progress)
+        else:
+            drawn = self._turns(baseline)
+            paired = (drawn.get((id_, turn, sample), drawn.get((id_, turn, 0))) for id_, turn, sample in found)
+            others = [item and item.reply for item in paired]
+            verdicts = judge.compares()(prompts, others, replies, references=references, on_progress=on_progress)
+            verdicts = [_of_candidate(verdict) for verdict in verdicts]
+        model = records[0].model if records else ""
+        return [
+            Judged(
+                item=id_,
+                turn=turn,
+                sample=sample,
+                model=model,
+                judgment=verdict,
+                characters=len(reply[-1].content) if reply else 0,
+                baseline_characters=len(other[-1].content) if other else 0,
+            )
+            for (id_, turn, sample), verdict, reply, other in zip(found, verdicts, replies, others)
+        ]
+
+    def _turns(self, records: Sequence[Record]) -> dict[tuple[str, int, int], MtBenchItem]:
+        """What a judge is asked, by question, turn and sample."""
         replies: dict[int, dict[str, list[str | None]]] = {}
         for record in records:
             turns = replies.setdefault(record.sample, {}).setdefault(record.item, [])
             turns += [None] * (record.turn - len(turns))
             turns[record.turn - 1] = _text(record)
-        where: list[int] = []
-        found: list[MtBenchItem] = []
-        for sample, by_question in sorted(replies.items()):
-            drawn = [question for question in self.questions if question.id in by_question]
-            found += items(drawn, by_question, self.references)
-            where += [sample] * (len(found) - len(where))
-        verdicts = judge.rates()(
-            [item.prompt for item in found],
-            [item.reply for item in found],
-            references=[item.reference for item in found],
-            on_progress=on_progress,
-        )
-        model = records[0].model if records else ""
-        return [
-            Judged(
-                item=item.question.id,
-                turn=item.turn,
-                sample=sample,
-                model=model,
-                judgment=verdict,
-                characters=len(item.reply[-1].content) if item.reply else 0,
+        return {
+            (item.question.id, item.turn, sample): item
+            for sample, by_question in sorted(replies.items())
+            for item in items(
+                [question for question in self.questions if question.id in by_question], by_question, self.references
             )
-            for sample, item, verdict in zip(where, found, verdicts)
-        ]
+        }
 
     def scores(self, judged: Sequence[Judged]) -> Iterator[Score]:
-        """The rating of every turn; a question's turns are one cluster."""
+        """The rating of every turn, or its win in percent; a question's turns are one cluster."""
         category = {question.id: question.category for question in self.questions}
+        [metric] = self.metrics
+        scale = 1 if self.settings.baseline is None else 100
         for one in judged:
             yield Score(
                 model=one.model,
-                metric="rating",
+                metric=metric,
                 item=f"{one.item}, turn {one.turn}",
-                value=_value(one.judgment),
+                value=scale * _value(one.judgment),
                 status=SAID[one.judgment.state],
                 sample=str(one.sample),
                 cluster=one.item,
@@ -324,7 +341,8 @@ def mt_bench_task(name: str, settings: MtBenchSettings, file: Callable[[str], Pa
             f"task {name}: {len(without)} questions of {', '.join(WITH_REFERENCE)} have no reference answer, such as "
             f"{without[0]}. Give `references`, a file of FastChat's model answers."
         )
-    return MtBenchTask(name, settings, questions, references, {"rating": RATING})
+    metrics = {"rating": RATING} if settings.baseline is None else {f"win rate against {settings.baseline}": PERCENT}
+    return MtBenchTask(name, settings, questions, references, metrics)
 
 
 def one_turn_task(name: str, settings: PairwiseSettings | RatedSettings, file: Callable[[str], Path]) -> OneTurnTask:

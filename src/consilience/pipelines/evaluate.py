@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -43,12 +44,12 @@ from consilience.evaluate.judged import (
 from consilience.evaluate.length_control import fits
 from consilience.evaluate.logs import Log, Score, scores_row
 from consilience.judge import Judge, open_judge, prompt_named
-from consilience.models import Sampler
+from consilience.models import ReplyStatus, Sampler
 from consilience.models.endpoint import Endpoint
 from consilience.pipelines.compare import CompareSettings, compared, estimates_json
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
-from consilience.pipelines.recipe import Places
-from consilience.records import Message, write_jsonl
+from consilience.pipelines.places import Places
+from consilience.records import Message, VerdictState, write_jsonl
 from consilience.report.evaluation import write_evaluation_report
 from consilience.rng import stream
 from consilience.run import RunFolder, fingerprint, open_run, versions, write_json
@@ -68,17 +69,37 @@ class EvaluateResult:
 
 
 def evaluate_recipe(
-    path: Path, out: Path, overrides: Sequence[str] = (), *, on_progress: OnProgress = lambda what, done, total: None
+    path: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    retry: bool = False,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> EvaluateResult:
     """Runs the recipe at `path` into the run folder `out`, or goes on with the run that is there.
 
+    With `retry` what ended with a server's error is asked again; what was answered is in the cache.
     Raises `ConfigError`, `DataError` or `BackendError` for what the user can put right.
     """
     recipe = load_recipe(path, EvaluateRecipe, overrides)
     places = Places(path.parent, out)
     settings = recipe.model_dump(mode="json", exclude={"title", "note", "margins", "reference", "level"})
     with open_run(out, settings, _fingerprints(recipe, places)) as run:
+        if retry:
+            _forget_errors(run)
         return _Evaluation(recipe, places, run, on_progress).carry_out()
+
+
+def _forget_errors(run: RunFolder) -> None:
+    """Takes back the stages in which a server gave no answer, and a task's judgments where replies are asked again."""
+    for file in [*run.path.glob("answers/*/*/records.jsonl")]:
+        if any(record.status == ReplyStatus.ERROR for record in read_records(file)):
+            shutil.rmtree(file.parent)
+            task = file.parts[-3]
+            shutil.rmtree(run.path / "judgments" / task, ignore_errors=True)  # of all: it may be their baseline
+    for file in [*run.path.glob("judgments/*/*/judgments.jsonl")]:
+        if any(one.judgment.state == VerdictState.API_ERROR for one in read_judged(file)):
+            shutil.rmtree(file.parent)
 
 
 def _fingerprints(recipe: EvaluateRecipe, places: Places) -> dict[str, str]:
@@ -145,8 +166,9 @@ class _Evaluation:
                     self._judge(task, judges)
             self.notes += judges.notes
         scores = {name: self._scores(task) for name, task in tasks.items()}
+        judge_of = {name: self._judge_of(task) for name, task in tasks.items()}
         rows = (
-            scores_row(name, score, tasks[name].metrics[score.metric], self._judge_of(tasks[name]))
+            scores_row(name, score, tasks[name].metrics[score.metric], judge_of[name])
             for name in tasks
             for score in scores[name]
         )
@@ -223,7 +245,7 @@ class _Evaluation:
 
     def _judge(self, task: JudgedTask, judges: _Judges) -> None:
         """The stages in which the judge sees every model's replies, after all models have answered."""
-        baseline = task.settings.baseline if isinstance(task.settings, PairwiseSettings) else None
+        baseline = _baseline(task)
         for model in self._compared(task):
 
             def make(folder: Path, model: str = model) -> None:
@@ -239,8 +261,7 @@ class _Evaluation:
 
     def _compared(self, task: Task) -> list[str]:
         """The models that a task compares: a baseline is not compared with itself."""
-        baseline = task.settings.baseline if isinstance(task.settings, PairwiseSettings) else None
-        return [model for model in self.recipe.models if model != baseline]
+        return [model for model in self.recipe.models if model != _baseline(task)]
 
     def _records(self, task: str, model: str) -> list[Record]:
         return read_records(self._answers(task, model) / "records.jsonl")
@@ -277,16 +298,17 @@ class _Evaluation:
         if isinstance(task, JudgedTask):
             judged = self._judgments(task.name)
             settings = task.settings
+            pairs = isinstance(settings, PairwiseSettings) or _baseline(task) is not None
             prompts = {one.judgment.prompt for one in judged if one.judgment.prompt}
             result["judge"] = {
                 "name": self._judge_of(task),
                 "prompts": [prompt_named(digest) for digest in sorted(prompts)],
                 "notes": [*task.notes],
-                "pairs": isinstance(settings, PairwiseSettings),
+                "pairs": pairs,
                 "bias": {
                     model: bias_of(
                         [one for one in judged if one.model == model],
-                        pairs=isinstance(settings, PairwiseSettings),
+                        pairs=pairs,
                         unit_kind=task.unit_kind,
                         level=self.recipe.level,
                     )
@@ -482,6 +504,11 @@ class _Judges:
             opened = open_judge(settings, folder=self.places.recipe_folder, cache=self.cache)
             self.opened[name] = self._stack.enter_context(opened)
         return self.opened[name]
+
+
+def _baseline(task: Task) -> str | None:
+    """The model of the recipe that a task compares the others with."""
+    return task.settings.baseline if isinstance(task.settings, PairwiseSettings | MtBenchSettings) else None
 
 
 def _refuse_one_unit(task: Task) -> None:

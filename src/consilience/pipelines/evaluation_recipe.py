@@ -13,7 +13,7 @@ from consilience.evaluate.choice import ChoiceSettings
 from consilience.evaluate.judged import MtBenchSettings, PairwiseSettings, RatedSettings
 from consilience.judge import JudgeSettings
 from consilience.models.endpoint import EndpointSettings
-from consilience.pipelines.recipe import FILE_NAME, TinySettings
+from consilience.pipelines.places import FILE_NAME, TinySettings
 
 
 class ModelSettings(Settings):
@@ -83,7 +83,7 @@ class EvaluateRecipe(Settings):
         for task, settings in self.tasks.items():
             if isinstance(settings, JUDGED):
                 pick(self.judges, settings.judge, "judge")
-            if isinstance(settings, PairwiseSettings) and settings.baseline is not None:
+            if isinstance(settings, PairwiseSettings | MtBenchSettings) and settings.baseline is not None:
                 pick(self.models, settings.baseline, "model")
                 if len(self.models) < 2:
                     raise ConfigError(f"task {task}: the only model is its own baseline; give a second model")

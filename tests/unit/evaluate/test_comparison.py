@@ -161,3 +161,22 @@ def test_one_cluster_and_nothing_in_common_are_refused() -> None:
 )
 def test_probabilities_are_never_rounded_to_certainty(value: float | None, text: str) -> None:
     assert shown_probability(value) == text
+
+
+def test_differences_that_are_all_alike_have_no_interval() -> None:
+    values = np.array([[2.0, 5.0, 3.5, 4.0], [1.5, 4.5, 3.0, 3.5], [2.0, 5.0, 3.5, 1.0]])
+    scores = Scores(
+        models=("a", "b", "c"),
+        values_MN=values,
+        weights_MN=np.ones_like(values),
+        clusters=("1", "2", "3", "4"),
+        categories=("",) * 4,
+    )
+    found = {(pair.first, pair.second): pair for pair in compare(scores, rng=np.random.default_rng(0)).pairs}
+    same, other = found["a", "b"], found["a", "c"]
+    assert same.difference.estimate.value == 0.5
+    assert np.isnan([same.difference.estimate.low, same.difference.estimate.high]).all()
+    assert same.difference.bands == (None, None)
+    assert same.together is None
+    assert np.isnan(same.better)
+    assert other.difference.estimate.low < 0.75 < other.difference.estimate.high
