@@ -38,6 +38,7 @@ CONVERSATION = "<conversation {hash}>\n{conversation}\n</conversation {hash}>\n\
 REFERENCE = "<a correct answer {hash}>\n{reference}\n</a correct answer {hash}>\n\n"
 TWO_REPLIES = "<reply A {hash}>\n{reply_a}\n</reply A {hash}>\n\n<reply B {hash}>\n{reply_b}\n</reply B {hash}>\n\n"
 ONE_REPLY = "<reply {hash}>\n{reply}\n</reply {hash}>\n\n"
+CORRECT = "A correct answer is given."
 COMPARE = "You compare two replies to the same user. "
 WEIGH = (
     "Say in a few sentences where the two differ in what matters. Then end with one line that holds your verdict and "
@@ -96,15 +97,21 @@ OWN = {
         _own("pair", f"{COMPARE}{BETTER} {FAIR}", CONVERSATION, TWO_REPLIES, WEIGH, output="[[A]]"),
         _own(
             "pair-reference",
-            f"{COMPARE}{BETTER} A correct answer is given; find the mistakes of each reply first. {FAIR}",
+            f"{COMPARE}{BETTER} {CORRECT} Find the mistakes of each reply first. {FAIR}",
             *(CONVERSATION, REFERENCE, TWO_REPLIES, WEIGH),
             output="[[A]]",
         ),
         _own("weighted_pair", f"{COMPARE}{BETTER} {FAIR}", CONVERSATION, TWO_REPLIES, ONE_LETTER, output="A or B"),
+        _own(
+            "weighted_pair-reference",
+            f"{COMPARE}{BETTER} {CORRECT} {FAIR}",
+            *(CONVERSATION, REFERENCE, TWO_REPLIES, ONE_LETTER),
+            output="A or B",
+        ),
         _own("rating", f"You rate a reply to a user. {FAIR}", CONVERSATION, ONE_REPLY, RATE, output="[[rating]]"),
         _own(
             "rating-reference",
-            f"You rate a reply to a user. A correct answer is given; find the reply's mistakes first. {FAIR}",
+            f"You rate a reply to a user. {CORRECT} Find the reply's mistakes first. {FAIR}",
             *(CONVERSATION, REFERENCE, ONE_REPLY, RATE),
             output="[[rating]]",
         ),
