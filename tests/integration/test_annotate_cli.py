@@ -128,6 +128,15 @@ def test_labels_stand_beside_the_users_columns(finished: Path) -> None:
         assert 0 <= line["mass"] < 1
 
 
+def test_prompts_are_shown_without_a_model(world: Path, tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    project = make_project(tmp_path / "p", world, models={"small": {"path": "not/there/yet"}})
+    answer = consilience("annotate", "prompts", project, "--set", 'wording.label="SAY {labels}"')
+    assert answer.code == 0, answer.err
+    assert "SAY positive, negative, neutral" in answer.out
+    assert "A) positive: it is positive" in answer.out
+    assert f"{SENTENCES[0]} 0" in answer.out
+
+
 BANNED = re.compile(
     r"p-value|p <|significan|robust|\bPASS\b|\bFAIL\b|substantial agreement|almost perfect|\bslight agreement|"
     r"moderate agreement|winner|outperform|\*\*",
@@ -225,7 +234,7 @@ def test_a_frozen_recipe_that_was_edited_says_what_changed(
     [
         ({"data": {"path": "texts.csv", "text": "txt"}}, "no column 'txt' (data.text). Did you mean 'text'?"),
         ({"data": {"path": "text.csv"}}, "Did you mean 'texts.csv'?"),
-        ({"data": {"path": "texts.csv", "id": "party"}}, "row 3: the id 'a' comes twice"),
+        ({"data": {"path": "texts.csv", "id": "party"}}, "rows 1 and 3 have one and the same id in column 'party'"),
         ({"models": {"small": {"path": "nowhere"}}}, "model small: no folder nowhere"),
         ({"strategies": {"zero_shoot": {}}}, "Did you mean 'zero_shot'?"),
         ({"strategies": {"few_shot": {}}}, "4 examples are asked for, but there are 0"),

@@ -22,8 +22,8 @@ from consilience.annotate.engines import Engine, Failures, Messages
 from consilience.annotate.examples import chooser_of
 from consilience.annotate.injection import flags_of
 from consilience.annotate.recipe import StrategySettings
-from consilience.annotate.strategies import STRATEGIES, Ask, Asked, Shot, Wording, answer_of
-from consilience.errors import ConfigError
+from consilience.annotate.strategies import NONE, STRATEGIES, Ask, Asked, Shot, Wording, answer_of
+from consilience.errors import ConfigError, DataError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampling
 from consilience.records import Message
 
@@ -293,6 +293,25 @@ class Coder:
         if isinstance(found, Status) and reply.status is ReplyStatus.TRUNCATED:
             return Status.TRUNCATED
         return found
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """Stands in for a coder where the labels are in a column of the data already: what it is given is the label."""
+
+    codebook: Codebook
+
+    def code(self, ids: Sequence[str], labels: Sequence[str]) -> list[Annotation]:
+        """The labels as the codebook writes them; one that it does not have is out of set, a blank one empty."""
+        return [self._one(id_, label) for id_, label in zip(ids, labels, strict=True)]
+
+    def _one(self, id_: str, label: str) -> Annotation:
+        if not label.strip():
+            return Annotation(id_, Status.EMPTY, detail="no label is given")
+        try:
+            return Annotation(id_, Status.OK, label=self.codebook.canonical("" if label.strip() == NONE else label))
+        except DataError:
+            return Annotation(id_, Status.OUT_OF_SET, raw=(label,))
 
 
 def in_batches(rows: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:

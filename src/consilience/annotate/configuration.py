@@ -39,11 +39,10 @@ def pool_of(project: Project) -> tuple[Shot, ...]:
 
 def coder_of(project: Project, name: str, engine: Engine, correction: Affine | None = None) -> Coder:
     """The coder of configuration `name`."""
-    _, strategy = project.recipe.configurations[name]
     return Coder(
         engine=engine,
         codebook=project.codebook,
-        strategy=project.recipe.strategies[strategy],
+        strategy=project.recipe.strategy_of(name),
         wording=project.recipe.wording,
         pool=pool_of(project),
         correction=correction,
@@ -56,13 +55,13 @@ def identity(project: Project, name: str) -> dict[str, Any]:
 
     The model by the contents of its folder, the examples by a hash, the codebook in full.
     """
-    model, strategy = project.recipe.configurations[name]
+    model, _ = project.recipe.configurations[name]
     settings = project.recipe.models[model]
     return {
         "codebook": project.codebook.model_dump(mode="json"),
         "model": settings.model_dump(mode="json"),
         "model_fingerprint": fingerprints(settings, model, project.folder),
-        "strategy": project.recipe.strategies[strategy].model_dump(mode="json"),
+        "strategy": project.recipe.strategy_of(name).model_dump(mode="json"),
         "wording": project.recipe.wording.model_dump(mode="json"),
         "examples": digest([list(shot) for shot in pool_of(project)]),
         "text_column": project.recipe.data.text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from consilience.annotate.codebook import CLOSED
-from consilience.annotate.coder import Annotation, Coder
+from consilience.annotate.coder import Annotation, Coder, GivenLabels
 from consilience.annotate.configuration import (
     coder_of,
     correction_to_json,
@@ -23,11 +23,13 @@ from consilience.annotate.configuration import (
     pool_of,
     scores_labels,
 )
-from consilience.annotate.corpus import rows_of
+from consilience.annotate.corpus import corpus, rows_of
 from consilience.annotate.corrections import CONTENTLESS, CORRECTIONS, Affine, Fitting
 from consilience.annotate.engines import load_engine
+from consilience.annotate.examples import chooser_of
 from consilience.annotate.gold import GoldItem, read_gold, refuse_examples, refuse_too_few
 from consilience.annotate.recipe import Project
+from consilience.annotate.strategies import STRATEGIES, Ask, Asked
 from consilience.annotate.validate import Coded, validate
 from consilience.errors import DataError
 from consilience.rng import stream
@@ -57,55 +59,75 @@ def compare_configurations(project: Project, on_progress: OnProgress) -> dict[st
     folder.mkdir(exist_ok=True)
     results: dict[str, Any] = {"items": len(gold), "gold": digest([[item.id, item.label] for item in gold])}
     results["configurations"] = {}
+    made = Judging(project, gold, texts, clusters)
     for model, names in grouped_by_model(project, [*project.recipe.configurations]):
         settings = project.recipe.models[model]
+        if settings.column is not None:
+            labels = rows_of(project, texts, text=settings.column)
+            annotations = GivenLabels(project.codebook).code([*texts], [labels[id_].text for id_ in texts])
+            by_id = {annotation.id: annotation for annotation in annotations}
+            results["configurations"][names[0]] = made.result(names[0], [by_id[item.id] for item in gold])
+            continue
         engine = load_engine(model, settings, project.folder, project.recipe.batch_size)
         for name in names:
-            coder = coder_of(project, name, engine)
-            found = _one(coder, gold, texts, clusters, partial(on_progress, name))
-            annotations = found.pop("annotations")
-            lines = [json.dumps(annotation.to_json(), ensure_ascii=False) + "\n" for annotation in annotations]
-            write_text(folder / f"{name}.jsonl", "".join(lines).encode("utf-8", "backslashreplace").decode())
-            found["identity"] = digest(identity(project, name))
-            found["prompt"] = example_prompt(coder, texts[gold[0].id])
+            found = made.coded(name, coder_of(project, name, engine), partial(on_progress, name))
             results["configurations"][name] = found
     write_json(folder / "results.json", results)
     return results
 
 
-def _one(
-    coder: Coder,
-    gold: Sequence[GoldItem],
-    texts: Mapping[str, str],
-    clusters: Mapping[str, str],
-    on_progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    ids = [item.id for item in gold]
-    correction, out_of_fold, note = fitted(coder, gold, texts)
-    started = time.perf_counter()
-    annotations: list[Annotation] = []
-    for begin in range(0, len(ids), 64):
-        batch = ids[begin : begin + 64]
-        annotations += replace(coder, correction=correction).code(batch, [texts[id_] for id_ in batch])
-        on_progress(len(annotations), len(ids))
-    seconds = time.perf_counter() - started
-    judged = _with_labels(annotations, out_of_fold, coder) if out_of_fold is not None else annotations
-    coded = [
-        Coded(item, found.label, str(found.status), found.probabilities, clusters[item.id])
-        for item, found in zip(gold, judged, strict=True)
-    ]
-    result = validate(coded, coder.codebook, seed=coder.seed)
-    masses = [found.mass for found in annotations if found.mass is not None]
-    return {
-        "annotations": annotations,
-        "validation": result,
-        "texts_per_second": len(ids) / seconds if seconds > 0 else None,
-        "mean_mass": float(np.mean(masses)) if masses else None,
-        "flagged": sum(bool(found.flags) for found in annotations),
-        "correction": correction_to_json(correction),
-        "note": note,
-        "errors": _errors(coded, texts),
-    }
+@dataclass(frozen=True)
+class Judging:
+    """The development texts with their gold, by which configurations are judged."""
+
+    project: Project
+    gold: Sequence[GoldItem]
+    texts: Mapping[str, str]
+    clusters: Mapping[str, str]
+
+    def coded(self, name: str, coder: Coder, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+        """Codes the texts with a configuration whose correction, if it has one, is fitted first."""
+        ids = [item.id for item in self.gold]
+        correction, out_of_fold, note = fitted(coder, self.gold, self.texts)
+        started = time.perf_counter()
+        annotations: list[Annotation] = []
+        for begin in range(0, len(ids), 64):
+            batch = ids[begin : begin + 64]
+            annotations += replace(coder, correction=correction).code(batch, [self.texts[id_] for id_ in batch])
+            on_progress(len(annotations), len(ids))
+        seconds = time.perf_counter() - started
+        judged = _with_labels(annotations, out_of_fold, coder) if out_of_fold is not None else None
+        masses = [found.mass for found in annotations if found.mass is not None]
+        return self.result(name, annotations, judged) | {
+            "texts_per_second": len(ids) / seconds if seconds > 0 else None,
+            "mean_mass": float(np.mean(masses)) if masses else None,
+            "correction": correction_to_json(correction),
+            "note": note,
+            "prompt": example_prompt(coder, self.texts[ids[0]]),
+        }
+
+    def result(
+        self, name: str, annotations: Sequence[Annotation], judged: Sequence[Annotation] | None = None
+    ) -> dict[str, Any]:
+        """What the annotations are worth; they are written to PROJECT/dev. `judged` are others to be judged by."""
+        lines = [json.dumps(annotation.to_json(), ensure_ascii=False) + "\n" for annotation in annotations]
+        path = self.project.folder / "dev" / f"{name}.jsonl"
+        write_text(path, "".join(lines).encode("utf-8", "backslashreplace").decode())
+        coded = [
+            Coded(item, found.label, str(found.status), found.probabilities, self.clusters[item.id])
+            for item, found in zip(self.gold, judged or annotations, strict=True)
+        ]
+        return {
+            "validation": validate(coded, self.project.codebook, seed=self.project.recipe.seed),
+            "flagged": sum(bool(found.flags) for found in annotations),
+            "errors": _errors(coded, self.texts),
+            "identity": digest(identity(self.project, name)),
+            "texts_per_second": None,
+            "mean_mass": None,
+            "correction": None,
+            "note": "",
+            "prompt": None,
+        }
 
 
 def fitted(
@@ -162,10 +184,30 @@ def _errors(coded: Sequence[Coded], texts: Mapping[str, str]) -> list[dict[str, 
 
 def example_prompt(coder: Coder, text: str) -> list[dict[str, str]]:
     """What the model is asked about `text`, turn by turn, for people to look at."""
-    from consilience.annotate.strategies import STRATEGIES
-
     order = coder.orders()[0] if coder.codebook.level in CLOSED else ()
-    asked = coder.engine.fit(STRATEGIES[coder.strategy.kind](coder.ask(text, order=order)))
+    return turns_of(coder.engine.fit(STRATEGIES[coder.strategy.kind](coder.ask(text, order=order))))
+
+
+def prompts(project: Project) -> dict[str, list[dict[str, str]]]:
+    """By strategy, what a model is asked about the first text, before its chat template: without any model."""
+    text = next(corpus(project)).text
+    found = {}
+    for name, strategy in project.recipe.strategies.items():
+        shots = chooser_of(strategy.choose, pool_of(project), strategy.shots, project.recipe.seed)(text)
+        ask = Ask(
+            codebook=project.codebook,
+            text=text,
+            wording=project.recipe.wording,
+            format="letter" if strategy.answer == "letters" else strategy.format,
+            shots=shots,
+            persona=strategy.persona,
+        )
+        found[name] = turns_of(STRATEGIES[strategy.kind](ask))
+    return found
+
+
+def turns_of(asked: Asked) -> list[dict[str, str]]:
+    """The turns of a prompt as JSON; where the model reasons first, its reasoning has a place."""
     turns = [{"role": message.role, "content": message.content} for message in asked.messages]
     if asked.then:
         turns += [{"role": "assistant", "content": "(the model's reasoning)"}, {"role": "user", "content": asked.then}]

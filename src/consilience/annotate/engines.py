@@ -188,7 +188,12 @@ def local_folder(name: str, path: str, folder: Path) -> Path:
 
 
 def fingerprints(settings: ModelSettings, name: str, folder: Path) -> str:
-    """What must not change between `freeze` and `run`: of a folder its contents, of an endpoint its name."""
+    """What must not change between `freeze` and `run`: of a folder its contents, of an endpoint its name.
+
+    Labels in a column are part of the data, whose own fingerprint the run keeps.
+    """
+    if settings.column is not None:
+        return f"column {settings.column}"
     if settings.endpoint is not None:
         return f"{settings.endpoint.model} at {settings.endpoint.url}"
     return fingerprint(local_folder(name, settings.path or "", folder))

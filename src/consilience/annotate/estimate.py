@@ -112,6 +112,8 @@ def not_included(sample: Sample, frozen: Frozen, project: Project) -> list[str]:
     coders = "disagreement of the coders" if several else "other coders: each gold text has one code"
     found = [coders]
     found.append("other prompts and models" + ("" if len(frozen.names) == 1 else ", but for those shown beside"))
+    if sample.uncoded:
+        found.append(f"{sample.uncoded} drawn texts without a final label, which may be harder than the others")
     if not project.recipe.corpus_is_sample:
         found.append("texts beyond this corpus")
     return found

@@ -143,16 +143,19 @@ def corpus_effect(sample: Sample) -> float:
     return cluster_effect_of_shares(sample.category_N.tolist(), sample.clusters_N)
 
 
-def _design(sample: Sample) -> tuple[Design, list[str] | None]:
-    """The gold's design, and the units of all rows: clusters of the data, else of the gold, else each row alone."""
+def _design(sample: Sample) -> tuple[Design, list[str]]:
+    """The gold's design, and the units of all rows: clusters of the data, else of the gold, else each row by its id.
+
+    They have names, never places: estimates of two groups are paired by the clusters that are in both, and by nothing
+    else.
+    """
     design = design_of(sample.coded)
     if sample.clusters_N is not None:
         return design, [*sample.clusters_N]
-    if design.clusters is None:
-        return design, None
-    units = [f"row {i}" for i in range(sample.rows)]
-    for row in np.flatnonzero(sample.gold_N >= 0):
-        units[row] = f"cluster {design.clusters[sample.gold_N[row]]}"
+    units = [*sample.ids]
+    if design.clusters is not None:
+        for row in np.flatnonzero(sample.gold_N >= 0):
+            units[row] = f"cluster {design.clusters[sample.gold_N[row]]}"
     return design, units
 
 
@@ -165,26 +168,26 @@ def _ppi(sample: Sample, label: int, level: float) -> Estimate:
         gold_N[row] = float(item.gold.label == sample.categories[label])
         weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
     model_N = (sample.category_N == label).astype(np.float64)
-    kind = "texts" if units is None else "clusters"
+    kind = "texts" if len(set(units)) == len(units) else "clusters"
     return prediction_powered(model_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
 
 
 def _gold_only(sample: Sample, label: int, level: float) -> Estimate:
     design = design_of(sample.coded)
     yes = [float(item.gold.label == sample.categories[label]) for item in sample.coded]
-    return _share(yes, design.clusters, design.weights, level)
+    return _share(yes, design.clusters or [item.gold.id for item in sample.coded], design.weights, level)
 
 
 def _naive(sample: Sample, label: int, level: float) -> Estimate:
     yes = (sample.category_N == label).astype(np.float64)
-    return _share(yes, sample.clusters_N, None, level)
+    return _share(yes, sample.clusters_N or sample.ids, None, level)
 
 
 def _share(
-    yes: Sequence[float] | np.ndarray, clusters: Sequence[str] | None, weights: Sequence[float] | None, level: float
+    yes: Sequence[float] | np.ndarray, units: Sequence[str], weights: Sequence[float] | None, level: float
 ) -> Estimate:
-    kind = "texts" if clusters is None else "clusters"
-    share = mean(yes, clusters, weights=weights, unit_kind=kind, level=level)
+    kind = "texts" if len(set(units)) == len(units) else "clusters"
+    share = mean(yes, units, weights=weights, unit_kind=kind, level=level)
     weighted = "weighted share" if weights is not None else "share"
     method = f"{weighted}, Wilson score interval at the effective sample size"
     return replace(share, interval=share_interval(share), method=method)
@@ -221,6 +224,7 @@ def _part(sample: Sample, chosen_N: np.ndarray) -> Sample:
         category_N=sample.category_N[chosen_N],
         gold_N=np.array([new.get(place, -1) for place in old], dtype=np.intp),
         coded=tuple(sample.coded[place] for place in kept),
+        ids=tuple(id_ for id_, chosen in zip(sample.ids, chosen_N) if chosen),
         clusters_N=None
         if sample.clusters_N is None
         else tuple(name for name, chosen in zip(sample.clusters_N, chosen_N) if chosen),
@@ -264,7 +268,7 @@ def _mean_of_numbers(sample: Sample) -> dict[str, Any]:
     for row in np.flatnonzero(sample.gold_N >= 0):
         gold_N[row] = float(sample.coded[sample.gold_N[row]].gold.label)
         weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
-    kind = "texts" if units is None else "clusters"
+    kind = "texts" if len(set(units)) == len(units) else "clusters"
     filled_N = np.where(there, model_N, typical)  # no label: the model's mean stands in, and gold puts it right
     gold = [float(item.gold.label) for item in sample.coded]
     found: dict[str, Any] = {

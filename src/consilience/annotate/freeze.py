@@ -110,8 +110,7 @@ def _short(value: Any) -> str:
 def _fixed(project: Project, name: str, dev: dict[str, Any] | None) -> dict[str, Any]:
     identity_ = identity(project, name)
     tried = (dev or {}).get("configurations", {}).get(name)
-    _, strategy = project.recipe.configurations[name]
-    needs_dev = project.recipe.strategies[strategy].correction != "none" and project.codebook.level in CLOSED
+    needs_dev = project.recipe.strategy_of(name).correction != "none" and project.codebook.level in CLOSED
     if needs_dev and (tried is None or tried["identity"] != digest(identity_)):
         raise ConfigError(
             f"the correction of {name} is fitted on the development sample; run consilience annotate dev first"

@@ -50,6 +50,8 @@ def _configuration(project: Project, frozen: Frozen, name: str) -> str:
     fixed = frozen.record["configurations"][name]["identity"]
     strategy, model = fixed["strategy"], fixed["model"]
     run = _run_record(project, name)
+    if model["column"]:
+        return f"Configuration {name} are labels made elsewhere, as they stand in column {model['column']}."
     engine = run.get("engine", {})
     served = model["endpoint"] or {}
     where = f"{model['path'] or served['model']} ({engine.get('engine', served.get('url', 'a model in this process'))}"

@@ -29,8 +29,11 @@ class DataSettings(Settings):
     encoding: str = Field("utf-8", description="of CSV and TSV files")
 
 
+GIVEN = "given"  # the strategy of labels that stand in a column already
+
+
 class ModelSettings(Settings):
-    """A chat model: a local folder, or a model that a server with OpenAI's API has."""
+    """A chat model: a local folder, or a model that a server with OpenAI's API has; or labels made elsewhere."""
 
     path: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -38,10 +41,14 @@ class ModelSettings(Settings):
     trust_remote_code: bool = False
     endpoint: EndpointSettings | None = Field(None, description="{url: http://localhost:8000/v1, model: name}")
 
+    column: str | None = Field(None, description="of the data: labels that another program or an earlier run made")
+
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.path is None) == (self.endpoint is None):
-            raise ConfigError("a model takes either path: (a folder) or endpoint: (a server's url and model)")
+    def _one_of_three(self) -> Self:
+        if [self.path, self.endpoint, self.column].count(None) != 2:
+            raise ConfigError(
+                "a model takes one of path: (a folder), endpoint: (a server's url and model) and column: (its labels)"
+            )
         return self
 
 
@@ -130,7 +137,7 @@ class AnnotateRecipe(Settings):
     data: DataSettings
     codebook: str = "codebook.yaml"
     models: dict[str, ModelSettings]
-    strategies: dict[str, StrategySettings]
+    strategies: dict[str, StrategySettings] = {}
     examples: ExamplesSettings | None = None
     wording: Wording = Wording()
     gold: GoldSettings = GoldSettings(path="gold.csv")
@@ -139,7 +146,6 @@ class AnnotateRecipe(Settings):
     corpus_is_sample: bool = Field(True, description="false: estimates are about these rows and no others")
     batch_size: int = Field(64, ge=1)
     seed: int = 0
-    threads: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -161,8 +167,9 @@ class AnnotateRecipe(Settings):
 
     @model_validator(mode="after")
     def _has_configurations(self) -> Self:
+        asked = [name for name, model in self.models.items() if model.column is None]
         for kind, names in (("model", self.models), ("strategy", self.strategies)):
-            if not names:
+            if not names and (kind == "model" or asked):
                 raise ConfigError(f"the recipe names no {kind}")
             for name in names:
                 if not NAME.fullmatch(name):
@@ -171,8 +178,17 @@ class AnnotateRecipe(Settings):
 
     @property
     def configurations(self) -> dict[str, tuple[str, str]]:
-        """`model.strategy` -> the two names, every model with every strategy."""
-        return {f"{model}.{strategy}": (model, strategy) for model in self.models for strategy in self.strategies}
+        """`model.strategy` -> the two names: every model with every strategy, labels in a column as `model.given`."""
+        return {
+            f"{model}.{strategy}": (model, strategy)
+            for model, settings in self.models.items()
+            for strategy in (self.strategies if settings.column is None else (GIVEN,))
+        }
+
+    def strategy_of(self, configuration: str) -> StrategySettings:
+        """The strategy of a configuration."""
+        strategy = self.configurations[configuration][1]
+        return self.strategies.get(strategy) or StrategySettings(kind="zero_shot", answer="free")
 
 
 class Project(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience.annotate.codebook import CLOSED
-from consilience.annotate.coder import Coder, in_batches
+from consilience.annotate.coder import Coder, GivenLabels, in_batches
 from consilience.annotate.configuration import coder_of, grouped_by_model
 from consilience.annotate.corpus import corpus
 from consilience.annotate.engines import load_engine
@@ -42,8 +42,12 @@ def run(project: Project, on_progress: OnProgress) -> dict[str, Any]:
         about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total}
         _start_anew_if_refrozen(folder, about, frozen)
         for model, names in grouped_by_model(project, list(frozen.names)):
-            waiting = [name for name in names if not _is_done(folder / f"{name}.json")]
-            if waiting:
+            waiting = [name for name in names if not (folder / f"{name}.json").is_file()]
+            column = project.recipe.models[model].column
+            if waiting and column is not None:
+                given = {"engine": f"labels made elsewhere, in column {column}"}
+                _code(project, GivenLabels(project.codebook), waiting[0], folder, total, given, on_progress)
+            elif waiting:
                 engine = load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)
                 for name in waiting:
                     coder = coder_of(project, name, engine, frozen.correction(name))
@@ -55,7 +59,7 @@ def run(project: Project, on_progress: OnProgress) -> dict[str, Any]:
 
 def _code(
     project: Project,
-    coder: Coder,
+    coder: Coder | GivenLabels,
     name: str,
     folder: Path,
     total: int,
@@ -64,7 +68,8 @@ def _code(
 ) -> None:
     path = folder / f"{name}.jsonl"
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = ((row.id, row.text) for row in corpus(project))
+    column = project.recipe.models[project.recipe.configurations[name][0]].column
+    rows = ((row.id, row.text) for row in corpus(project, text=column))
     done = 0
     for id_ in ids_so_far(path):
         there = next(rows, None)
@@ -112,7 +117,7 @@ def write_labelled(project: Project, frozen: Frozen) -> Path:
     ending = f"{kind_of(source)}.gz" if source.suffix == ".gz" else kind_of(source)
     target = project.folder / f"labelled.{ending}"
     book = project.codebook
-    scored = [project.recipe.strategies[project.recipe.configurations[name][1]] for name in frozen.names]
+    scored = [project.recipe.strategy_of(name) for name in frozen.names]
     columns: list[NewColumn] = []
     codes = {label.code or i: label.name for i, label in enumerate(book.labels, start=1)}
     coded = codes if book.level in CLOSED else None
@@ -155,10 +160,6 @@ def _start_anew_if_refrozen(folder: Path, about: dict[str, Any], frozen: Frozen)
             if entry.name != "run.lock":
                 shutil.move(str(entry), str(kept / entry.name))
     write_json(record, about)
-
-
-def _is_done(record: Path) -> bool:
-    return record.is_file()
 
 
 @contextmanager

@@ -21,17 +21,49 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 @annotate.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
+    example: Annotated[
+        bool,
+        typer.Option("--example", help="A whole small project: invented reviews, gold, and a tiny model of its own."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A commented recipe and codebook to fill in."""
+    """A commented recipe and codebook to fill in; or a whole small project to try everything on."""
     from consilience.annotate.init import init as make
+    from consilience.annotate.init import refuse_overwriting
 
-    paths = make(folder)
+    if example:
+        from consilience.cli.progress import watching
+
+        refuse_overwriting(folder)
+        with watching() as on_progress:
+            from consilience.pipelines.tiny.annotation import make_annotation_example
+
+            make_annotation_example(folder, on_progress=on_progress)
+        paths = [folder / name for name in ("recipe.yaml", "codebook.yaml", "reviews.csv", "gold.csv", "models/tiny")]
+    else:
+        paths = make(folder)
     if as_json:
         print(json.dumps({"files": [str(path.resolve()) for path in paths]}))
         return
     print("\n".join(f"wrote   {path}" for path in paths))
-    print(f"\nFill in both, then: consilience annotate dev {folder}")
+    print(f"\n{'Then' if example else 'Fill in both, then'}: consilience annotate dev {folder}")
+
+
+@annotate.command()
+def prompts(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """What every strategy asks about the first text, and the templates that `wording:` may change. Loads no model."""
+    from consilience.annotate.dev import prompts as asked
+
+    project = _project(recipe, overrides)
+    found = asked(project)
+    if as_json:
+        print(json.dumps({"prompts": found, "wording": project.recipe.wording.model_dump()}))
+        return
+    for name, turns in found.items():
+        print(f"=== {name}")
+        print("\n".join(f"--- {turn['role']}\n{turn['content']}" for turn in turns) + "\n")
+    print("=== wording")
+    print("\n".join(f"{key}: {json.dumps(words)}" for key, words in project.recipe.wording.model_dump().items()))
 
 
 @annotate.command()

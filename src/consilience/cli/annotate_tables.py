@@ -26,7 +26,7 @@ def dev_table(results: Mapping[str, Any]) -> str:
                 shown(validation.get("table", {}).get("macro_f1")),
                 f"{without}",
                 "" if found["mean_mass"] is None else f"{found['mean_mass']:.3f}",
-                f"{found['texts_per_second']:.1f}",
+                "" if found["texts_per_second"] is None else f"{found['texts_per_second']:.1f}",
             ]
         )
     notes = [f"{name}: {found['note']}" for name, found in configurations.items() if found["note"]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from consilience.run import write_text
 
 Tree = Mapping[str, Any]
 NUMBER = ("value", "low", "high")
+COUNT = re.compile(r"\b\d+(?= (gold|of|texts|clusters|items|paired))|(?<=lambda )[\d.]+|(?<=effect )[\d.]+")
 PLOT_HEIGHT, PLOT_LEFT = 210, 60
 
 
@@ -166,8 +168,8 @@ def _grid(axis_x: Axis, axis_y: Axis, signed: bool = False) -> Markup:
 
 
 def methods_of(tree: Any) -> list[str]:
-    """Every method that a number in the results names, once."""
-    return list(dict.fromkeys(_methods(tree)))
+    """Every method that a number in the results names, once; what it says of one number's n or lambda left out."""
+    return list(dict.fromkeys(COUNT.sub("…", method) for method in _methods(tree)))
 
 
 def _methods(tree: Any) -> list[str]:

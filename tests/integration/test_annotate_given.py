@@ -1,0 +1,103 @@
+"""Labels made elsewhere: a column of the data takes the model's place, and R's published example comes out of it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "annotation" / "dsl_examples"
+
+
+def make_project(folder: Path, rows: list[dict[str, Any]], column: str, gold: str, labels: list[Any]) -> Path:
+    folder.mkdir()
+    with (folder / "posts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    recipe = {
+        "data": {"path": "posts.csv", "text": "text"},
+        "models": {"other": {"column": column}},
+        "gold": {"column": gold},
+        "dev": {"items": 0},
+    }
+    book = {"variable": "wrong", "question": "Is the county accused?", "labels": labels}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "codebook.yaml").write_text(yaml.safe_dump(book))
+    return folder
+
+
+def test_pan_chen_from_the_command_line(tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    """R's package dsl prints countyWrong -0.2617 (0.2230); a tenth of a standard error is allowed for its forest."""
+    if not (DATA / "PanChen.csv.gz").is_file():
+        pytest.skip("no ../shared/data/annotation/dsl_examples beside the repository")
+    with gzip.open(DATA / "PanChen.csv.gz", "rt", newline="") as file:
+        rows = [{"text": f"post {i}", **row} for i, row in enumerate(csv.DictReader(file))]
+    labels = [{"name": "no", "code": 0}, {"name": "yes", "code": 1}]
+    project = make_project(tmp_path / "p", rows, "pred_countyWrong", "countyWrong", labels)
+    assert consilience("annotate", "freeze", project).code == 0
+    assert consilience("annotate", "run", project).code == 0
+    formula = "SendOrNot ~ wrong_yes + prefecWrong + connect2b + prevalence + regionj + groupIssue"
+    answer = consilience("annotate", "estimate", project, "--formula", formula, "--json")
+    assert answer.code == 0, answer.err
+    found = answer.json["formulas"][formula]
+    assert (found["family"], found["gold"], found["rows"]) == ("logistic", 500, 1412)
+    ours = found["coefficients"]["wrong_yes"]["DSL"]
+    assert ours["value"] == pytest.approx(-0.2617, abs=0.0223)
+    assert ours["standard_error"] == pytest.approx(0.2230, rel=0.02)
+    with (project / "dsl.csv").open(newline="") as file:
+        table = [*csv.DictReader(file)]
+    assert sum(row["wrong_yes"] != "" for row in table) == sum(row["labelled"] == "1" for row in table) == 500
+    assert {row["pred_wrong_yes"] for row in table} == {"0", "1"}
+    assert float(table[0]["sample_prob"]) == pytest.approx(500 / 1412, rel=1e-6)
+
+
+def test_given_labels_are_checked_like_a_models(tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    rows = [{"text": f"t{i}", "pred": "yes" if i % 2 else "no", "human": "yes" if i % 3 else "no"} for i in range(30)]
+    rows[0]["pred"], rows[1]["pred"], rows[2]["pred"] = "", "maybe", "YES"
+    project = make_project(tmp_path / "p", rows, "pred", "human", ["no", "yes"])
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"dev": {"items": 10}}))
+    dev = consilience("annotate", "dev", project, "--json")
+    assert dev.code == 0, dev.err
+    assert [*dev.json["configurations"]] == ["other.given"]
+    assert consilience("annotate", "freeze", project).code == 0
+    ran = consilience("annotate", "run", project, "--json")
+    assert ran.json["configurations"]["other.given"]["statuses"] == {"empty": 1, "out of set": 1, "ok": 28}
+    assert consilience("annotate", "estimate", project).code == 0
+    report = consilience("annotate", "report", project)
+    assert report.code == 0, report.err
+    assert "as they stand in column pred" in (project / "report" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_million_rows_stream_in_bounded_memory(tmp_path: Path) -> None:
+    """What ten times the rows take more is the ids' hashes (8 bytes each), not rows."""
+    import resource
+    import subprocess
+    import sys
+
+    peaks = []
+    for count in (100_000, 1_000_000):
+        folder = tmp_path / str(count)
+        rows = [{"id": "0", "text": "", "pred": "no", "human": "no"}]
+        project = make_project(folder, rows, "pred", "human", ["no", "yes"])
+        recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+        recipe |= {"data": {"path": "posts.csv", "id": "id"}, "batch_size": 4096}
+        (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        with (project / "posts.csv").open("w") as file:
+            file.write("id,text,pred,human\n")
+            file.writelines(
+                f"r{i},a text of some length number {i},{'yes' if i % 3 else 'no'},\n" for i in range(count)
+            )
+        for verb in ("freeze", "run"):
+            subprocess.run([sys.executable, "-m", "consilience.cli", "annotate", verb, str(project)], check=True)
+        peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+        with (project / "labelled.csv").open() as file:
+            assert sum(1 for _ in file) == count + 1
+    assert peaks[1] < peaks[0] + 60  # MiB; RUSAGE_CHILDREN is the largest child so far
