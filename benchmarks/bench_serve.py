@@ -2,10 +2,10 @@
 
     python benchmarks/bench_serve.py [--clients 1 8 32 200] [--tokens 64] [--width 256] [--layers 4] [--peer] [--json]
 
-A random Llama; every client streams one chat completion of `--tokens` tokens (nothing ends earlier), all at the same
-time, `--rounds` rounds for each number of clients. The server is a process of its own, with one thread for its sums;
-its CPU seconds and memory are the kernel's. `generate` writes the same number of replies in one batch of at most 64, as
-the server does, in this process: the floor, without HTTP, queue or text. `--peer` asks `transformers serve` likewise.
+A random Llama; every client streams one chat completion of `--tokens` tokens (the peer's may end earlier), all at once,
+`--rounds` rounds for each number of clients. The server is a process of its own, with one thread for its sums; its CPU
+seconds and memory are the kernel's. `generate` writes as many replies in batches of at most 64, like the server, here:
+the floor, without HTTP, queue or text. `--peer` asks `transformers serve` likewise.
 
 `--json`: one object as the last line: per number of clients {"lost", "cpu_s", "generate_cpu_s", "cpu_ratio",
 "tokens_per_cpu_s", "first_token_s", "between_tokens_s", "rss_growth_bytes", "peer_cpu_s", "peer_lost"}. Times to the
@@ -44,6 +44,7 @@ class Server(NamedTuple):
     url: str
     model: str
     pid: int
+    more: Json  # fields of requests that this server knows
 
     @property
     def cpu_s(self) -> float:
@@ -114,9 +115,6 @@ def make_model(folder: Path, asked: argparse.Namespace) -> None:
     )
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    # The end of text gets no probability to speak of, for a server that cannot be told to ignore it.
-    with torch.no_grad():
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -147,7 +145,7 @@ def measure(server: Server, clients: int, asked: argparse.Namespace) -> Json:
     cpu_s, rss = server.cpu_s, server.rss_bytes
     heard = [one for _ in range(asked.rounds) for one in asyncio.run(round_of(server, clients, asked.tokens))]
     cpu_s = (server.cpu_s - cpu_s) / asked.rounds
-    whole = [one for one in heard if one.finish == "length"]
+    whole = [one for one in heard if one.at and one.finish in ("length", "stop")]
     gaps = [later - earlier for one in whole for earlier, later in zip(one.at, one.at[1:])]
     return {
         "lost": len(heard) - len(whole),
@@ -167,16 +165,16 @@ async def round_of(server: Server, clients: int, tokens: int) -> list[Heard]:
 
 async def ask(http: httpx.AsyncClient, server: Server, tokens: int, seed: int) -> Heard:
     body: Json = {"model": server.model, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
-    body |= {"max_tokens": tokens, "seed": seed, "temperature": 1.0}
+    body |= {"max_tokens": tokens, "seed": seed, "temperature": 1.0} | server.more
     begun, at, finish = time.monotonic(), [], ""
     try:
         async with http.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
                     choices = json.loads(line[6:]).get("choices")
-                    if choices and choices[0]["delta"].get("content"):
+                    if choices and choices[0].get("delta", {}).get("content"):
                         at.append(time.monotonic() - begun)
-                    finish = (choices and choices[0]["finish_reason"]) or finish
+                    finish = (choices and choices[0].get("finish_reason")) or finish
     except httpx.HTTPError:
         finish = "lost"
     return Heard(at, finish)
@@ -185,19 +183,20 @@ async def ask(http: httpx.AsyncClient, server: Server, tokens: int, seed: int) -
 @contextmanager
 def ours(model: Path, folder: Path) -> Iterator[Server]:
     words = ["consilience.cli", "serve", str(model), "--served-model-name", "bench", "--no-access-log"]
-    with started([*words, "--max-num-seqs", str(SIDE_BY_SIDE)], "bench", folder / "ours.log") as server:
+    words += ["--max-num-seqs", str(SIDE_BY_SIDE)]
+    with started(words, "bench", folder / "ours.log", {"ignore_eos": True}) as server:
         yield server
 
 
 @contextmanager
 def peer(model: Path, folder: Path) -> Iterator[Server]:
-    words = ["transformers.cli.transformers", "serve", str(model), "--continuous-batching", "--log-level", "error"]
-    with started(words, str(model), folder / "peer.log") as server:
+    words = ["transformers.cli.transformers", "serve", str(model), "--device", "cpu", "--log-level", "error"]
+    with started(words, str(model), folder / "peer.log", {}) as server:
         yield server
 
 
 @contextmanager
-def started(words: list[str], model: str, log: Path) -> Iterator[Server]:
+def started(words: list[str], model: str, log: Path, more: Json) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -212,7 +211,7 @@ def started(words: list[str], model: str, log: Path) -> Iterator[Server]:
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(log.read_text(errors="replace")[-2000:])
             time.sleep(0.2)
-        yield Server(url, model, process.pid)
+        yield Server(url, model, process.pid, more)
     finally:
         process.kill()
         process.wait()
