@@ -235,8 +235,9 @@ class PlainSampling:
         for row, reply in enumerate(replies):
             if (wanted := reply.job.sampling.logprobs) is not None:
                 logprobs_V = logits_BV[row].log_softmax(-1)
-                best = logprobs_V.topk(wanted)
-                likeliest = tuple(zip(best.indices.tolist(), best.values.tolist()))
+                best = logprobs_V.topk(min(wanted, len(logprobs_V)))
+                pairs = zip(best.indices.tolist(), best.values.tolist())
+                likeliest = tuple(pair for pair in pairs if pair[1] > -torch.inf)  # JSON has no infinity
                 found[row] = TokenLogprob(ids[row], float(logprobs_V[ids[row]]), likeliest)
         return found
 

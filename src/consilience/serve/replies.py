@@ -109,7 +109,8 @@ class Answer:
 
 def written(tree: Json) -> bytes:
     """JSON as bytes; half a surrogate pair, which only a caller's own words can hold, is written as JSON's escape."""
-    return json.dumps(tree, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")
 
 
 def event(tree: Json) -> bytes:
