@@ -443,6 +443,15 @@ def test_the_end_of_the_grace_time(world: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+def test_without_the_extra_packages(
+    consilience: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, world: Path
+) -> None:
+    monkeypatch.setattr("consilience.cli.serve.find_spec", lambda name: None)
+    refused = consilience("serve", world / "finch")
+    assert refused.code == 2
+    assert "pip install 'consilience[serve]'" in refused.err
+
+
 def test_what_stops_the_command_before_it_listens(consilience: Callable[..., Any], world: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
