@@ -223,10 +223,14 @@ def child(url: str, cache: Path) -> subprocess.Popen[str]:
 def stopped_after(process: subprocess.Popen[str], lines: int, by: signal.Signals) -> set[str]:
     """What the process had printed when it was stopped."""
     assert process.stdout is not None
+    patience = threading.Timer(120, process.kill)
+    patience.start()
     seen = [process.stdout.readline() for _ in range(lines)]
     process.send_signal(by)
     rest = process.stdout.read()
-    assert process.wait(30) != 0
+    patience.cancel()
+    code = process.wait()
+    assert code == -signal.SIGKILL if by == signal.SIGKILL else code not in (0, -signal.SIGKILL)
     return {line.split()[0] for line in [*seen, *rest.splitlines()] if line.split()[1:2] == ["ok"]}
 
 

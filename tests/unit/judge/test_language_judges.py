@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consilience.errors import ConfigError, DataError
-from consilience.judge import Judge, JudgeSettings, judge_of_function, open_judge, prompt_named
+from consilience.judge import Judge, JudgeSettings, alpaca_eval_swaps, judge_of_function, open_judge, prompt_named
 from consilience.judge.judges import over_both_orders
 from consilience.judge.mt_bench import Question, items
 from consilience.judge.prompts import OWN, PAIRS, pair_fields, read_mt_bench_prompts, read_prompt, single_fields
@@ -39,6 +41,16 @@ def test_replies_stand_in_the_prompt_as_they_are(name: str, reply: str) -> None:
     assert f"<{mark} {fields['hash']}>\n{reply}\n</{mark} {fields['hash']}>" in text
     assert f"<conversation {fields['hash']}>\n{{reply_a}}?\n</conversation {fields['hash']}>" in text
     assert text.count(f"</{mark} {fields['hash']}>") == 1
+
+
+@given(reply=st.text(), other=st.text(), asked=st.text())
+def test_any_text_stands_in_a_prompt_as_it_is(reply: str, other: str, asked: str) -> None:
+    chats = [(Message("user", asked), Message("assistant", text)) for text in (reply, other)]
+    fields = pair_fields(*chats, None)
+    text = OWN["pair"].fill(fields)[1].content
+    mark = fields["hash"]
+    for name, content in (("conversation", asked), ("reply A", reply), ("reply B", other)):
+        assert text.count(f"<{name} {mark}>\n{content}\n</{name} {mark}>") == 1
 
 
 def test_the_markers_depend_on_what_is_between_them() -> None:
@@ -131,6 +143,30 @@ def test_one_order_without_a_verdict_is_not_averaged_away() -> None:
         (judgment,) = judge.compares()(["q"], ["good"], ["bad"])
     assert (judgment.state, judgment.value, judgment.consistent) == (VerdictState.UNPARSED, None, None)
     assert [one.value for one in judgment.orders] == [1.0, None]
+
+
+@pytest.mark.parametrize(("orders", "asked"), [("both", 2), ("as_given", 1), ("alpaca_eval", 1)])
+def test_orders(orders: str, asked: int) -> None:
+    with fake_server(lambda b, n: Reply(choices("[[A]]"))) as server:
+        settings = {"kind": "pair", "endpoint": {"url": server.url, "model": "m"}, "orders": orders}
+        with open_judge(JudgeSettings.model_validate(settings)) as judge:
+            (judgment,) = judge.compares()(["q"], ["a"], ["b"])
+        assert len(server.asked) == asked
+    swapped = alpaca_eval_swaps("q") if orders == "alpaca_eval" else False
+    assert (judgment.value, judgment.swapped) == (0.5 if asked == 2 else float(not swapped), swapped and asked == 1)
+
+
+def test_a_judge_that_is_asked_again_may_say_something_else(tmp_path: Path) -> None:
+    with fake_server(lambda b, n: Reply(choices(f"[[{n + 3}]]"))) as server:
+        found = []
+        for repeat in (0, 0, 1):
+            settings = {"kind": "rating", "endpoint": {"url": server.url, "model": "m"}, "repeat": repeat}
+            with open_judge(JudgeSettings.model_validate(settings), cache=tmp_path / "a.sqlite") as judge:
+                found += judge.rates()(["q"], ["a"])
+        assert len(server.asked) == 2
+    assert [judgment.value for judgment in found] == [3.0, 3.0, 4.0]
+    assert found[0] == found[1]
+    assert found[0].key != found[2].key
 
 
 def test_what_the_budget_does_not_cover_is_missing() -> None:
