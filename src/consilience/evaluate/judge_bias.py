@@ -5,19 +5,21 @@ Length is no clean comparison: longer replies may be better ones. It is shown be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from consilience.errors import DataError
 from consilience.evaluate.comparison import without_spread
 from consilience.evaluate.judged import Judged
 from consilience.records import Judgment
 from consilience.stats import Estimate, difference, mean, proportion
 
+Json = dict[str, Any]
+Valued = tuple[str, float]  # a unit, and the win or the rating there
 
-def bias_of(judged: Sequence[Judged], *, pairs: bool, unit_kind: str, level: float) -> dict[str, Any]:
+
+def bias_of(judged: Sequence[Judged], *, pairs: bool, unit_kind: str, level: float) -> Json:
     """One model's numbers for the panel on its judge; what cannot be estimated is left out.
 
     Of pairs, in percent: `order`, the win rate where the reply was shown first minus where it was shown second;
@@ -25,54 +27,47 @@ def bias_of(judged: Sequence[Judged], *, pairs: bool, unit_kind: str, level: flo
     reply was shown first among those whose verdict the order decided; `longer`, the win rate of replies longer than the
     baseline's minus that of others. Of ratings: `longer`, the mean rating of the longer half minus that of the other.
     """
-    known = [one for one in judged if one.judgment.value is not None]
+    known = [(one, float(one.judgment.value)) for one in judged if one.judgment.value is not None]
     scale = 100.0 if pairs else 1.0
 
-    def average(of: Sequence[tuple[str, float]]) -> Estimate:
+    def average(of: Sequence[Valued]) -> Estimate:
         units = [unit for unit, _ in of]
         return mean([scale * value for _, value in of], units, unit_kind=unit_kind, level=level)
 
-    def gap(of: Callable[[], Estimate]) -> dict[str, Any] | None:
-        try:
-            found = of()
-        except DataError:
-            return None  # one side of it has fewer than two units
-        return without_spread(found).to_json() if found.n > 1 else None
+    def gap(these: Sequence[Valued], those: Sequence[Valued]) -> Json | None:
+        """The mean of these minus that of those, where both sides have two units."""
+        if min(len({unit for unit, _ in side}) for side in (these, those)) < 2:
+            return None
+        return without_spread(difference(average(these), average(those))).to_json()
 
-    result: dict[str, Any] = {"judged": len(known), "order": None, "consistent": None, "to_first": None}
-    middle = 0.0 if pairs else median([one.characters for one in known] or [0])
-    extra = [(one, one.characters - one.baseline_characters if pairs else one.characters - middle) for one in known]
-    longer = [(one.item, float(one.judgment.value or 0)) for one, more in extra if more > 0]
-    others = [(one.item, float(one.judgment.value or 0)) for one, more in extra if more <= 0]
-    result["longer_items"] = len(longer)
-    result["longer"] = gap(lambda: difference(average(longer), average(others)))
-    if not pairs:
-        return result
-    both = [(one.item, *_by_order(one.judgment)) for one in known if one.judgment.orders]
+    def share(of: Sequence[Valued]) -> Json | None:
+        """The share of ones in percent."""
+        units = [unit for unit, _ in of]
+        if len(set(units)) < 2:
+            return None
+        return _percent(proportion([value for _, value in of], units, unit_kind=unit_kind, level=level)).to_json()
+
+    middle = 0.0 if pairs else median([one.characters for one, _ in known] or [0])
+    more = [one.characters - (one.baseline_characters if pairs else middle) for one, _ in known]
+    valued = [(one.item, value) for one, value in known]
+    longer = [one for one, extra in zip(valued, more) if extra > 0]
+    others = [one for one, extra in zip(valued, more) if extra <= 0]
+    result: Json = {"judged": len(known), "longer": gap(longer, others), "longer_items": len(longer)}
+    both = [(one.item, *_by_order(one.judgment)) for one, _ in known if one.judgment.orders]
+    changed = [(item, float(first > second)) for item, first, second in both if _side(first) != _side(second)]
     if both:
-        first = [(item, shown_first) for item, shown_first, _ in both]
-        second = [(item, shown_second) for item, _, shown_second in both]
-        result["order"] = gap(lambda: difference(average(first), average(second)))
-        same = [float(_side(one) == _side(other)) for _, one, other in both]
-        items = [item for item, _, _ in both]
-        result["consistent"] = gap(lambda: _percent(proportion(same, items, unit_kind=unit_kind, level=level)))
-        decided = [(item, float(one > other)) for item, one, other in both if _side(one) != _side(other)]
-        result["to_first"] = gap(
-            lambda: _percent(
-                proportion(
-                    [value for _, value in decided], [item for item, _ in decided], unit_kind=unit_kind, level=level
-                )
-            )
+        order = gap([(item, first) for item, first, _ in both], [(item, second) for item, _, second in both])
+    else:  # the candidate is the second of (baseline, candidate): swapped means that it was shown first
+        first_seen, second_seen = (
+            [(one.item, value) for one, value in known if one.judgment.swapped == swapped] for swapped in (True, False)
         )
-        result["decided_by_order"] = len(decided)
-    else:
-        # The candidate is the second of (baseline, candidate): swapped means that it was shown first.
-        shown = {
-            swapped: [(one.item, float(one.judgment.value or 0)) for one in known if one.judgment.swapped == swapped]
-            for swapped in (True, False)
-        }
-        result["order"] = gap(lambda: difference(average(shown[True]), average(shown[False])))
-    return result
+        order = gap(first_seen, second_seen)
+    return result | {
+        "order": order if pairs else None,
+        "consistent": share([(item, float(_side(first) == _side(second))) for item, first, second in both]),
+        "to_first": share(changed),
+        "decided_by_order": len(changed),
+    }
 
 
 def _by_order(judgment: Judgment) -> tuple[float, float]:
