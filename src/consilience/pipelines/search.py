@@ -98,7 +98,7 @@ def search_file(
     searched again. Raises `ConfigError` when it was made with other settings or models, and nothing is overwritten.
     """
     pick(METHODS, job.method, "search method")
-    prompts = read_prompts(job.prompts, seed=job.seed, limit=job.limit)
+    prompts = read_prompts(job.prompts, seed=job.seed, limit=job.limit, numbered=job.settings.mode == "published")
     with _results(job) as (file, found):
         _refuse_other_prompts(job.out, prompts, found)
         missing = [prompt for prompt in prompts if prompt.id not in found]
@@ -121,8 +121,11 @@ def search_file(
     return _summary(job, prompts, found, len(missing)) | counts
 
 
-def read_prompts(path: Path, *, seed: int, limit: int | None = None) -> list[Prompt]:
-    """The prompts of a JSONL, JSON or Parquet file: `prompt` text or `messages`, of which a last reply is left out."""
+def read_prompts(path: Path, *, seed: int, limit: int | None = None, numbered: bool = False) -> list[Prompt]:
+    """The prompts of a JSONL, JSON or Parquet file: `prompt` text or `messages`, of which a last reply is left out.
+
+    `numbered` ones have `seed` plus their place in the file: the published draws follow from the seed alone.
+    """
     prompts: dict[str, Prompt] = {}
     for index, (where, row) in enumerate(read_rows(path)):
         if limit is not None and index >= limit:
@@ -132,7 +135,7 @@ def read_prompts(path: Path, *, seed: int, limit: int | None = None) -> list[Pro
         id_ = str(index if row.get("id") is None else row["id"])
         if id_ in prompts:
             raise DataError(f"{where}: a second prompt with the id {id_!r}. Give each its own.")
-        prompts[id_] = Prompt(id_, _messages(row, where), seed)
+        prompts[id_] = Prompt(id_, _messages(row, where), seed + index * numbered)
     if not prompts:
         raise DataError(f"{path} holds no prompts. Expected one JSON object with 'prompt' or 'messages' per line.")
     return list(prompts.values())

@@ -194,7 +194,7 @@ class _Experiment:
         for seed in seeds:
             models = self._models(settings, self.pairs[seed])
             searches, own = METHODS[settings.method](models, self.recipe.settings_of(arm))
-            prompts = self._prompts(settings.kinds, seed)
+            prompts = self._prompts(settings.kinds, seed, apart=own.mode == "published")
             for result in search(searches, prompts, own, batch=self.recipe.batch):
                 assert isinstance(result, Result)
                 rows.append({"seed": seed, "prompt": result.id} | _measured(result))
@@ -205,10 +205,12 @@ class _Experiment:
             self.on_progress(arm, seed + 1, len(seeds))
         write_jsonl(folder / "replies.jsonl", rows)
 
-    def _prompts(self, kinds: Sequence[str], seed: int) -> list[Prompt]:
+    def _prompts(self, kinds: Sequence[str], seed: int, *, apart: bool) -> list[Prompt]:
+        """The prompts; `apart` with a seed each, for the published draws follow from the seed alone."""
         found = [row["prompt"] for _, row in read_rows(self.world / "prompts.jsonl")]
+        names = ("search", str(seed))
         return [
-            Prompt(prompt, (Message("user", prompt),), seed_of(self.recipe.seed, "search", str(seed)))
+            Prompt(prompt, (Message("user", prompt),), seed_of(self.recipe.seed, *names, *([prompt] if apart else [])))
             for prompt in found
             if prompt.split()[0] in kinds
         ]
