@@ -1,6 +1,6 @@
 """Merging checkpoints: whole runs of `consilience merge` against the floor of the disk, and against mergekit.
 
-    python benchmarks/bench_merge.py --work DIR [--sizes 0.5b 1.24b] [--methods linear ties ...] [--runs 5]
+    python benchmarks/bench_merge.py --work DIR [--sizes 0.5b 1.24b] [--methods linear ties ...] [--runs 3]
                                      [--mergekit PYTHON [--mergekit-runs 1]] [--json]
 
 Makes a base and three fine-tunes from seeds (bfloat16, four or more shards each; 4 GB and 10 GB, kept in DIR for the
@@ -10,7 +10,11 @@ Floor, ours and mergekit take turns, so that a busy machine is busy for all; rat
 turn. One run of each method before them is not counted: it compiles and fills the page cache. Anonymous memory is
 sampled every 10 ms over the process and its children. Both read the same mergekit YAML; VaRM is in no mergekit.
 
-"ten" makes ten merges of one method in one pass (`--compare`), and gives its time over that of one of them.
+The sweeps "ten_..." make ten merges of one method in one pass (`--compare`); "ratio_to_one" is their time over that of
+one of them, and their floor writes ten outputs. Sweeps and mergekit are run at the first size only: 0.5b with mergekit
+and 1.24b without take a quarter of an hour on two free cores. On a machine that was just started, memory that was never
+used makes every first write slow; the run that is not counted uses it.
+
 `--json`: one object as the last line, per method {"wall_s", "floor_ratio", "mergekit_ratio", "peak_anon_mb", ...} for
 the first size, and the same under the name of each further size.
 """
@@ -115,7 +119,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for models and results, outside the repo")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["0.5b", "1.24b"])
     parser.add_argument("--methods", nargs="+", choices=[*JOBS, *TEN], default=[*JOBS, *TEN])
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of ours; all cores by default")
     parser.add_argument("--mergekit", type=Path, help="the Python of an environment with mergekit 0.1.5")
     parser.add_argument("--mergekit-runs", type=int, default=1, help="of each method, in the first turns")
@@ -126,6 +130,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     for size in args.sizes:
         models = make_models(args.work / size, SIZES[size])
+        if size != args.sizes[0]:
+            args.methods, args.mergekit = [name for name in args.methods if name in JOBS], None
         rows = {name: measure(name, models, args) for name in args.methods}
         print_table(f"{size} parameters", rows)
         found |= rows if size == args.sizes[0] else {size: rows}

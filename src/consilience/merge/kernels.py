@@ -218,20 +218,29 @@ def _four_dots(n, one, a, b, c, d):
     return p, q, r, s
 
 
+@_sum
+def _dot(n, one, other):
+    total = 0.0
+    for i in range(n):
+        total += f64(one, i) * f64(other, i)
+    return total
+
+
 @_inline
 def _add_dots(n, one, count, vectors, sums):
     """Adds the inner products of `one` with `count` vectors to the sums at `sums`."""
-    for k in range(0, count, 4):
-        at, here = vectors + 8 * CHUNK * k, count - k
-        b, c, d = min(1, here - 1), min(2, here - 1), min(3, here - 1)
-        p, q, r, s = _four_dots(n, one, at, at + 8 * CHUNK * b, at + 8 * CHUNK * c, at + 8 * CHUNK * d)
-        put_f64(sums, k, f64(sums, k) + p)
-        if here > 1:
-            put_f64(sums, k + 1, f64(sums, k + 1) + q)
-        if here > 2:
-            put_f64(sums, k + 2, f64(sums, k + 2) + r)
-        if here > 3:
-            put_f64(sums, k + 3, f64(sums, k + 3) + s)
+    done = 0
+    while count - done >= 3:
+        at, last = vectors + 8 * CHUNK * done, min(3, count - done - 1)
+        p, q, r, s = _four_dots(n, one, at, at + 8 * CHUNK, at + 16 * CHUNK, at + 8 * CHUNK * last)
+        put_f64(sums, done, f64(sums, done) + p)
+        put_f64(sums, done + 1, f64(sums, done + 1) + q)
+        put_f64(sums, done + 2, f64(sums, done + 2) + r)
+        if last == 3:
+            put_f64(sums, done + 3, f64(sums, done + 3) + s)
+        done += last + 1
+    for k in range(done, count):
+        put_f64(sums, k, f64(sums, k) + _dot(n, one, vectors + 8 * CHUNK * k))
 
 
 @_inline
