@@ -63,7 +63,8 @@ class LocalAnswerer:
                 prompts[key] = render_prompt(self._model.tokenizer, request.messages)
             except DataError as error:
                 answers[key] = Answer(status=Status.API_ERROR, reason=str(error))
-        done = len(keys) - len(wanted)
+        done = len(keys) - len(prompts)
+        on_progress(done, len(keys))
         for key, choice in self._choices(wanted, prompts):
             if isinstance(choice, Answer):
                 answers[key] = choice

@@ -287,8 +287,11 @@ def test_a_local_model_judges_and_its_answers_are_kept(kind: str, world: Path, t
     assert [one.value for one in found[1:]] == [one.value for one in alone]
     if kind == "weighted_pair":
         assert [one.state for one in found] == ["ok", "ok"]
+    seen: list[tuple[int, int]] = []
     with open_judge(settings, folder=world, cache=tmp_path / "a.sqlite") as judge:
-        assert judge.compares()(prompts, firsts, seconds) == found
+        again = judge.compares()(prompts, firsts, seconds, on_progress=lambda done, total: seen.append((done, total)))
+    assert again == found
+    assert seen == [(4, 4)]  # all was there
 
 
 def test_weights_of_a_local_model_are_its_softmax(world: Path) -> None:
