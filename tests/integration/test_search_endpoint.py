@@ -154,6 +154,20 @@ def test_a_server_without_n_is_asked_for_every_sample(command: Callable[..., Any
     assert rows(command)[0]["tokens"] == 10
 
 
+def test_a_server_without_top_k_is_asked_without_it(command: Callable[..., Any], world: Path) -> None:
+    def strict(body: dict[str, Any], nth: int) -> Reply:
+        if "top_k" in body:
+            message = "Unrecognized request argument supplied: top_k"
+            return Reply({"error": {"message": message, "type": "invalid_request_error"}}, 400)
+        return letters(body, nth)
+
+    with fake_server(strict) as server:
+        answer = command(server.url, tokenizer=world / "pivot", json="")
+    assert answer.code == 0, answer.err
+    assert answer.json["status"] == {"stop": 3}
+    assert answer.json["notes"] == ["the server refuses top_k: it draws among all tokens"]
+
+
 def test_what_gets_no_answer_has_a_status_and_is_asked_again(command: Callable[..., Any], world: Path) -> None:
     broken = True
 

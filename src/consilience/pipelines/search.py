@@ -175,8 +175,14 @@ def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], No
         else None
     )
     with Endpoint(job.endpoint, cache=job.out.with_name(job.out.name + ".answers.sqlite"), on_note=on_note) as endpoint:
-        large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by)
-        yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": endpoint.notes}
+        notes: list[str] = []
+
+        def noted(note: str) -> None:
+            notes.append(note)
+            on_note(note)
+
+        large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by, on_note=noted)
+        yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": [*endpoint.notes, *notes]}
 
 
 def estimate_file(job: SearchJob) -> str:

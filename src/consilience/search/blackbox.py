@@ -64,15 +64,25 @@ class EndpointModel:
 
     speaks = True
 
-    def __init__(self, endpoint: Endpoint, *, tokenizer: Any = None, raw: bool = False, way: str = "auto") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        tokenizer: Any = None,
+        raw: bool = False,
+        way: str = "auto",
+        on_note: Callable[[str], None] = lambda note: None,
+    ) -> None:
         """`tokenizer` is the large model's: its chat template is applied here, and texts go to /completions.
 
+        `on_note` is told what the server does otherwise, beside what `endpoint` itself tells.
         Raises `ConfigError` for an unknown way, or for a tokenizer without a chat template.
         """
         chosen = pick(WAYS, way, "way to continue a reply")
         if chosen is None and (tokenizer is not None or raw):
             chosen = Continuation.COMPLETIONS
-        self.endpoint, self.way, self.raw = endpoint, chosen, raw
+        self.endpoint, self.way, self.raw, self.on_note = endpoint, chosen, raw, on_note
+        self.sends_top_k = True
         self.template = None if tokenizer is None or raw else template_of(tokenizer, None)
         if chosen is Continuation.COMPLETIONS and self.template is None and not raw:
             raise BackendError(
@@ -100,8 +110,7 @@ class EndpointModel:
         asked = [asked for want in wanted for asked in _asked(want)]
         if any(one.parent.text for one in asked) and self.way is None:
             self.way = self._find_way()
-        requests = [request for one in asked for request in samples(self._request(one), one.count)]
-        answers = iter(self.endpoint.ask(requests))
+        answers = iter(self._ask(asked))
         unanswered: dict[str, NoReply] = {}
         found: dict[int, list[Hypothesis]] = {}
         for one in asked:
@@ -125,12 +134,24 @@ class EndpointModel:
     def show(self, ids: Sequence[int]) -> str:
         raise AssertionError("the tokens of a model behind a server are not known")
 
+    def _ask(self, asked: Sequence[_Asked]) -> list[Answer]:
+        answers = self.endpoint.ask([request for one in asked for request in samples(self._request(one), one.count)])
+        if self.sends_top_k and any(
+            answer.status is Status.API_ERROR and "top_k" in answer.reason for answer in answers
+        ):
+            self.sends_top_k = False  # it is not OpenAI's
+            self.on_note("the server refuses top_k: it draws among all tokens")
+            return self._ask(asked)
+        return answers
+
     def _request(self, one: _Asked) -> Request:
         settings, prompt, reply = one.opened.settings, one.opened.prompt, one.parent.text
         greedy = settings.temperature == 0
         # Each beginning of a reply has a seed of its own, whatever else is asked for beside it.
         seed = seed_of(prompt.seed, "search", prompt.stream or prompt.id, reply)
-        extra: dict[str, Any] = {} if greedy or not settings.top_k else {"top_k": settings.top_k}
+        extra: dict[str, Any] = {}
+        if settings.top_k and self.sends_top_k and not greedy:
+            extra["top_k"] = settings.top_k
         messages: tuple[Message, ...] = ()
         if self.way is not Continuation.COMPLETIONS:
             messages = prompt.messages
