@@ -168,6 +168,19 @@ def test_a_server_without_top_k_is_asked_without_it(command: Callable[..., Any],
     assert answer.json["notes"] == ["the server refuses top_k: it draws among all tokens"]
 
 
+def test_samples_that_are_all_alike_are_noticed(command: Callable[..., Any], world: Path) -> None:
+    def greedy(body: dict[str, Any], nth: int) -> Reply:
+        choice = {"finish_reason": "stop", "text": "the same words"}
+        choices = [choice | {"index": index} for index in range(body["n"])]
+        return Reply({"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 3 * body["n"]}})
+
+    with fake_server(greedy) as server:
+        answer = command(server.url, tokenizer=world / "pivot", chunk=0)
+    assert answer.code == 0, answer.err
+    assert answer.err.count("6 samples of the same beginning are all alike") == 1
+    assert rows(command)[0]["tokens"] == 3
+
+
 def test_what_gets_no_answer_has_a_status_and_is_asked_again(command: Callable[..., Any], world: Path) -> None:
     broken = True
 

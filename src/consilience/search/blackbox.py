@@ -25,6 +25,7 @@ from consilience.search.texts import UNFINISHED
 
 SEED_BITS = 31  # servers hold 32, or 31
 PROBE = (Message("user", "Count to five."), Message("assistant", "One, two, three"))
+ALIKE, ALIKE_TOKENS = 4, 8  # so many samples of so many tokens are hardly ever the same
 NATURAL_END = -1  # an end of text whose token only the server knows
 
 
@@ -82,7 +83,7 @@ class EndpointModel:
         if chosen is None and (tokenizer is not None or raw):
             chosen = Continuation.COMPLETIONS
         self.endpoint, self.way, self.raw, self.on_note = endpoint, chosen, raw, on_note
-        self.sends_top_k = True
+        self.sends_top_k, self.all_alike = True, False
         self.template = None if tokenizer is None or raw else template_of(tokenizer, None)
         if chosen is Continuation.COMPLETIONS and self.template is None and not raw:
             raise BackendError(
@@ -119,6 +120,7 @@ class EndpointModel:
             if lost:
                 unanswered[one.opened.prompt.id] = NoReply(str(lost[0].status), lost[0].reason)
                 continue
+            self._look_alike(one, mine)
             one.opened.prompt_tokens = one.opened.prompt_tokens or mine[0].prompt_tokens or 0
             found[id(one.parent)] = _continued(one, mine)
         if unanswered:
@@ -143,6 +145,15 @@ class EndpointModel:
             self.on_note("the server refuses top_k: it draws among all tokens")
             return self._ask(asked)
         return answers
+
+    def _look_alike(self, one: _Asked, answers: Sequence[Answer]) -> None:
+        """Notes, once, samples that are one and the same: some servers take no temperature and say nothing."""
+        drawn = one.opened.settings.temperature > 0 and one.count >= ALIKE and one.tokens >= ALIKE_TOKENS
+        if drawn and not self.all_alike and len({answer.text for answer in answers}) == 1:
+            self.all_alike = True
+            self.on_note(
+                f"{one.count} samples of the same beginning are all alike: the server may ignore the temperature"
+            )
 
     def _request(self, one: _Asked) -> Request:
         settings, prompt, reply = one.opened.settings, one.opened.prompt, one.parent.text
