@@ -50,6 +50,11 @@ EXPLORATIONS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 1.0, "samples": 1},
     "best_of_n": {"temperature": 1.0, "samples": 4},  # the best and the worst of four, and of the offline pair
 }
+# What a recipe that gives some keys of a block leaves out of it.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sample": {"max_new_tokens": 1024},
+    "train": {"epochs": 1, "batch_size": 128, "learning_rate": 5e-7, "warmup": 0.1},  # SELM's
+}
 ADAPTERS = "adapters"
 SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
 
@@ -59,7 +64,7 @@ class ArmSettings(Settings):
 
     loss: LossSettings = LossSettings()
     explore: Annotated[str, known(lambda: EXPLORATIONS, "exploration")] = "none"
-    sample: Sampling = Field(Sampling(max_new_tokens=1024), description="the policy's own replies, over `explore`")
+    sample: Sampling = Field(Sampling(**DEFAULTS["sample"]), description="the policy's own replies, over `explore`")
     pair: Annotated[str, known(lambda: PAIRINGS, "pairing rule")] = "best_worst"
     offline_pair: bool = Field(True, description="the data's pair is among the candidates")
     third: str = Field(
@@ -72,15 +77,17 @@ class ArmSettings(Settings):
     learning_rates: tuple[float, ...] = Field((), description="one per round, in the place of train.learning_rate")
     max_tokens: int = Field(1024, ge=2, description="of prompt and reply together; longer ones are set aside")
     batch_tokens: int = Field(8192, ge=1, description="read at once where nothing is learnt")
-    train: TrainSettings = TrainSettings(epochs=1, batch_size=128, learning_rate=5e-7, warmup=0.1)
+    train: TrainSettings = TrainSettings(**DEFAULTS["train"])
 
     @model_validator(mode="before")
     @classmethod
-    def _explored(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("explore") in EXPLORATIONS and isinstance(tree.get("sample", {}), dict):
-            sample = {"max_new_tokens": 1024, **EXPLORATIONS[tree["explore"]], **tree.get("sample", {})}
-            return {**tree, "sample": sample}
-        return tree
+    def _completed(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        blocks = {name: {**DEFAULTS[name], **tree[name]} for name in DEFAULTS if isinstance(tree.get(name), dict)}
+        if tree.get("explore") in EXPLORATIONS and isinstance(tree.get("sample", {}), dict):
+            blocks["sample"] = {**DEFAULTS["sample"], **EXPLORATIONS[tree["explore"]], **tree.get("sample", {})}
+        return tree | blocks
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
