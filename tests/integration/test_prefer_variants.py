@@ -130,5 +130,7 @@ def test_a_reward_model_is_a_judge(run: Callable[..., Path], world: Path, tmp_pa
     config = AutoConfig.from_pretrained(world / "finch", num_labels=1)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
     AutoTokenizer.from_pretrained(world / "finch").save_pretrained(tmp_path / "reward")
-    made = run("pivot", judge={"kind": "reward_model", "model": str(tmp_path / "reward")})
+    train = {"batch_size": 2, "micro_batch_size": 2}
+    made = run("pivot", judge={"kind": "reward_model", "model": str(tmp_path / "reward")}, train=train)
+    assert len(curve(made, "policy", 1)) == 1  # fewer steps than log_steps: the last one is a point all the same
     assert {row["state"] for row in rows(made / "policy" / "round-1" / "judge" / "verdicts.jsonl")} == {"ok"}

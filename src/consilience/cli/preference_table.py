@@ -11,25 +11,16 @@ from consilience.cli.tables import columns, shown
 def preference_table(results: Mapping[str, Any]) -> str:
     """Every arm's reward by round, and after the last round its difference to the baseline, KL and length."""
     rounds = len(next(iter(results["arms"].values()))["rounds"])
+    several = len(results["arms"]) > 1
     head = ["arm", *(f"reward, round {t}" for t in range(1, rounds + 1))]
-    rows = [[*head, f"minus {results['baseline']}", "wins over start", "KL from start", "tokens"]]
-    rows.append(
-        ["start", *[shown(results["start"]["reward"])], *[""] * (rounds + 2), shown(results["start"]["tokens"])]
-    )
+    head += [f"minus {results['baseline']}"] * several + ["wins over start", "KL from start", "tokens"]
+    start = results["start"]
+    rows = [head, ["start", shown(start["reward"]), *[""] * (len(head) - 3), shown(start["tokens"])]]
     for name, arm in results["arms"].items():
         last = arm["rounds"][-1]
         rewards = [shown(of_round["reward"]) for of_round in arm["rounds"]]
-        rows.append(
-            [
-                name,
-                *rewards,
-                shown(last["difference"], signed=True),
-                shown(last["win_rate"]),
-                shown(last["kl"]),
-                shown(last["tokens"]),
-            ]
-        )
-    units = next(iter(results["arms"].values()))["rounds"][-1]["reward"]["units"]
+        apart = [shown(last["difference"], signed=True)] * several
+        rows.append([name, *rewards, *apart, shown(last["win_rate"]), shown(last["kl"]), shown(last["tokens"])])
     parts = [columns(rows)]
     for found in results["decompositions"]:
         last = found["rounds"][-1]
@@ -37,5 +28,5 @@ def preference_table(results: Mapping[str, Any]) -> str:
             f"{found['arm']} minus {found['baseline']}, last round: {shown(last['total'], signed=True)} = same data "
             f"{shown(last['same_data'], signed=True)} + exploration {shown(last['exploration'], signed=True)}"
         )
-    parts.append(f"[ ]: {100 * results['level']:g} % intervals over {units}; differences are paired.")
+    parts.append(f"[ ]: {100 * results['level']:g} % intervals over {results['units']}; differences are paired.")
     return "\n\n".join(parts)

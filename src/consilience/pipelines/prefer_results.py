@@ -63,6 +63,7 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
         "run": run.path.name,
         "recipe": yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
         "level": level,
+        "units": "seeds" if len(recipe.seeds) > 1 else "prompts",
         "seeds": list(recipe.seeds),
         "prompts": {
             "each_round": recipe.prompts_per_round,

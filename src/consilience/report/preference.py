@@ -38,7 +38,7 @@ def write_preference_report(results: Mapping[str, Any], path: Path) -> None:
             },
             decimals_of=numbers.decimals_of,
             methods=sorted({found["method"] for found in _estimates(results)}),
-            units=_units(results),
+            units=results["units"],
         )
     )
     write_page(page, path)
@@ -78,10 +78,6 @@ def decomposition(found: Mapping[str, Any]) -> Markup:
         for part, shown in PARTS.items()
     ]
     return forest_plot(rows, [f"reward, {found['arm']} minus {found['baseline']}"], name="Parts of the difference")
-
-
-def _units(results: Mapping[str, Any]) -> str:
-    return str(next(_estimates(results))["units"])
 
 
 def _estimates(tree: Any) -> Iterator[EstimateJson]:

@@ -277,6 +277,7 @@ class _Progress(TrainerCallback):
         self.on_step(state.global_step, state.max_steps, loss)
         if state.global_step >= state.max_steps:
             control.should_save = False  # Trainer, resumed after its last step, takes one step more
+            control.should_log = True  # a training shorter than log_steps has a curve of one point
 
 
 def _last_whole(checkpoints: Path) -> Path | None:
