@@ -100,7 +100,8 @@ class EndpointEngine:
             tokens = answer.tokens or ()
             if answer.status not in (Ended.OK, Ended.TRUNCATED) or not tokens:
                 reason = answer.reason or "the server gives no log-probabilities"
-                failures[place] = (REASONS.get(answer.status, Status.ERROR), reason)
+                refused = answer.status is Ended.REFUSED
+                failures[place] = (Status.REFUSED if refused else Status.ERROR, reason)
                 continue
             told: dict[str, float] = {}
             for text, logprob in tokens[0].top or ((tokens[0].text, tokens[0].logprob),):
@@ -137,9 +138,6 @@ class EndpointEngine:
         answers = self.endpoint.ask(requests)
         _refuse_when_gone(self.endpoint.name, [(str(ENDED[answer.status]), answer.reason) for answer in answers])
         return answers
-
-
-REASONS = {Ended.REFUSED: Status.REFUSED}
 
 
 def _refuse_when_gone(name: str, ended: Sequence[tuple[str, str]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from consilience.annotate.codebook import CLOSED, Level
 from consilience.annotate.configuration import digest
-from consilience.annotate.estimates import DEFAULT, NAIVE, by_group, default_of, prevalence
+from consilience.annotate.estimates import NAIVE, by_group, default_of, prevalence
 from consilience.annotate.freeze import Frozen, read_frozen
 from consilience.annotate.labels import read_labels
 from consilience.annotate.measured import Measured, measured
@@ -18,7 +18,8 @@ from consilience.annotate.recipe import Project
 from consilience.annotate.regress import regression, variables_of, write_dsl_table
 from consilience.annotate.run import FOLDER
 from consilience.annotate.sample import Sample, read_sample
-from consilience.annotate.validate import category_of, validate
+from consilience.annotate.tables import text_of
+from consilience.annotate.validate import agreement_with_gold, category_of, design_of, validate
 from consilience.errors import DataError
 from consilience.rng import stream
 from consilience.run import write_json
@@ -153,9 +154,6 @@ def _planning(shares: dict[str, Any], gold: int) -> dict[str, dict[str, int]]:
 
 def _validation_by(sample: Sample, project: Project, column: str) -> dict[str, Any]:
     """The agreement with gold within every value of a column."""
-    from consilience.annotate.tables import text_of
-    from consilience.annotate.validate import agreement_with_gold, design_of
-
     values = [text_of(value) or "(missing)" for value in sample.columns[column]]
     groups: dict[str, list[Any]] = {}
     for row in np.flatnonzero(sample.gold_N >= 0):
@@ -206,6 +204,3 @@ def _sentence(
             f"alone: they are worth {worth['gold_texts_worth']:.0f} gold texts instead of {len(sample.coded)}."
         )
     return said
-
-
-__all__ = ["DEFAULT", "estimate", "not_included", "read_estimates", "stability"]

@@ -25,8 +25,6 @@ from consilience.stats.confusion import Confusion, cluster_effect_of_shares, con
 from consilience.stats.posterior import Posterior, combined
 
 POST, PPI, GOLD, NAIVE = "post-stratified", "PPI++", "gold only", "uncorrected"
-WAYS = (POST, PPI, GOLD, NAIVE)
-DEFAULT = POST
 MOST_GROUPS = 40
 CURVE_POINTS = 41
 NO_LABEL = {category_of(None, status) for status in Status}

@@ -22,7 +22,7 @@ from consilience.annotate.codebook import CLOSED, Codebook, Level
 from consilience.annotate.estimates import GOLD, NAIVE, PPI, bought
 from consilience.annotate.measured import measured
 from consilience.annotate.sample import Sample
-from consilience.annotate.tables import text_of
+from consilience.annotate.tables import library, text_of
 from consilience.annotate.validate import design_of
 from consilience.errors import ConfigError, DataError
 from consilience.rng import stream
@@ -47,14 +47,12 @@ def variables_of(formula: str, codebook: Codebook) -> tuple[list[str], bool]:
 
     Raises `ConfigError` where formulaic cannot read the formula, or it lacks `~`.
     """
-    from formulaic import Formula
-    from formulaic.errors import FormulaicError
-
+    formulaic = library("formulaic")
     if "~" not in formula:
         raise ConfigError(f"the formula {formula!r} lacks '~'; expected outcome ~ covariate + covariate.")
     try:
-        names = {str(variable) for variable in Formula(formula).required_variables}
-    except (FormulaicError, SyntaxError) as error:
+        names = {str(variable) for variable in formulaic.Formula(formula).required_variables}
+    except (formulaic.errors.FormulaicError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"the formula {formula!r} cannot be read: {reason}.") from None
     measured_names = {codebook.variable, *indicators(codebook)}
@@ -215,10 +213,7 @@ def _number_of(label: str, codebook: Codebook, name: str) -> float:
 
 
 def _designs(sample: Sample, codebook: Codebook, formula: str, columns: Sequence[str]) -> _Designs:
-    import pandas
-    from formulaic import model_matrix
-    from formulaic.errors import FormulaicError
-
+    pandas, formulaic = library("pandas"), library("formulaic")
     frame = pandas.DataFrame({name: _column(sample.columns[name]) for name in columns}, index=range(sample.rows))
     complete = frame.notna().all(axis=1).to_numpy() if columns else np.ones(sample.rows, dtype=bool)
     rows = np.flatnonzero(complete)
@@ -231,8 +226,12 @@ def _designs(sample: Sample, codebook: Codebook, formula: str, columns: Sequence
         nonlocal spec
         whole = frame.assign(**_as_columns(values, codebook, len(frame)))
         try:
-            matrices = model_matrix(formula, whole, na_action="raise") if spec is None else spec.get_model_matrix(whole)
-        except (FormulaicError, ValueError, TypeError) as error:
+            matrices = (
+                formulaic.model_matrix(formula, whole, na_action="raise")
+                if spec is None
+                else spec.get_model_matrix(whole)
+            )
+        except (formulaic.errors.FormulaicError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConfigError(f"the formula {formula!r} does not fit the data: {reason}.") from None
         if spec is None:

@@ -7,6 +7,7 @@ text last, so that the prompts of all texts begin alike and a model reads that p
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -203,8 +204,6 @@ def answer_of(ask: Ask, label: str) -> str:
 
 
 def _as_json(level: Level, label: str) -> str:
-    import json
-
     if level is Level.MULTI_LABEL:
         return json.dumps({"labels": [part for part in label.split(JOINT) if part]}, ensure_ascii=False)
     if level is Level.INTERVAL:

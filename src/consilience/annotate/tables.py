@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from consilience.errors import DataError, nearest, pick
+from consilience.errors import BackendError, DataError, nearest, pick
 
 CHUNK = 4096  # rows held at a time
 LONGEST_CELL = 1 << 27
@@ -193,7 +194,7 @@ def _read_parquet(path: Path, encoding: str) -> Rows:
 def _read_excel(path: Path, encoding: str) -> Rows:
     import zipfile
 
-    openpyxl = _library("openpyxl")
+    openpyxl = library("openpyxl")
     try:
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
@@ -210,7 +211,7 @@ def _read_excel(path: Path, encoding: str) -> Rows:
 
 def _read_labelled(path: Path, encoding: str) -> Rows:
     """SPSS and Stata: codes as they are stored, without their value labels."""
-    pyreadstat = _library("pyreadstat")
+    pyreadstat = library("pyreadstat")
     read = pyreadstat.read_sav if kind_of(path) == "sav" else pyreadstat.read_dta
     try:
         _, about = read(path, metadataonly=True)
@@ -289,7 +290,7 @@ def _write_parquet(
 def _write_excel(
     source: Path, target: Path, new: Sequence[NewColumn], values: Iterator[Sequence[Any]], encoding: str
 ) -> None:
-    openpyxl = _library("openpyxl")
+    openpyxl = library("openpyxl")
     table = read_table(source, encoding)
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet(source.stem[:31])
@@ -302,9 +303,7 @@ def _write_excel(
 def _write_labelled(
     source: Path, target: Path, new: Sequence[NewColumn], values: Iterator[Sequence[Any]], encoding: str
 ) -> None:
-    import pandas
-
-    pyreadstat = _library("pyreadstat")
+    pandas, pyreadstat = library("pandas"), library("pyreadstat")
     spss = kind_of(source) == "sav"
     frame, about = (pyreadstat.read_sav if spss else pyreadstat.read_dta)(source, user_missing=True)
     labels = dict(zip(about.column_names, about.column_labels))
@@ -344,10 +343,9 @@ WRITERS: dict[str, Callable[[Path, Path, Sequence[NewColumn], Iterator[Sequence[
 }
 
 
-def _library(name: str) -> Any:
-    import importlib
-
+def library(name: str) -> Any:
+    """A package of the extra `annotate`. Raises `BackendError` where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise DataError(f"reading this file needs the package {name}: pip install 'consilience[annotate]'.") from None
+        raise BackendError(f"this needs the package {name}: pip install 'consilience[annotate]'.") from None
