@@ -190,7 +190,8 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON at `path`, whole or not at all, and on the disk when this returns."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())

@@ -415,6 +415,13 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere(
     assert "secret" not in repr(client.settings)
 
 
+def test_a_local_server_s_dummy_key_is_a_word_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "EMPTY")
+    with fake_server(lambda body, nth: Reply(choices("The set is EMPTY."))) as server:
+        with endpoint(server.url, api_key_env="TEST_KEY") as client:
+            assert client.ask(questions(1))[0].text == "The set is EMPTY."
+
+
 def test_a_missing_key_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):

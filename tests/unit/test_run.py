@@ -247,3 +247,8 @@ def test_a_large_file_enters_by_its_size_and_samples(tmp_path):
 def test_a_missing_input_is_named(tmp_path):
     with pytest.raises(BackendError, match=r"no file or folder .*absent"):
         fingerprint(tmp_path / "absent")
+
+
+def test_half_a_character_is_written_as_json_writes_it(tmp_path):
+    write_json(tmp_path / "a.json", {"reply": "half \ud83d of it"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"reply": "half \ud83d of it"}

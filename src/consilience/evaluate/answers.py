@@ -124,7 +124,7 @@ def _whole_chunks(path: Path, task: str, chunks: Sequence[Sequence[Asked]]) -> l
     if not path.is_file():
         return []
     rows: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # no other line break
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

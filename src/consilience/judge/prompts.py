@@ -173,8 +173,7 @@ def _common(dialogue: Dialogue, reference: Sequence[str] | None) -> dict[str, st
     fields |= {f"ref_answer_{i}": text for i, text in enumerate(reference or (), start=1)}
     fields["question"] = asked[0] if asked else ""
     fields["instruction"] = transcript(dialogue[:-1])
-    fields["reference"] = "\n\n".join(reference or ())
-    return fields
+    return fields | ({"reference": "\n\n".join(reference)} if reference else {})
 
 
 def _marked(fields: dict[str, str]) -> dict[str, str]:

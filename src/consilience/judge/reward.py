@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
-from consilience.errors import BackendError, pick
+from consilience.chat import render
+from consilience.errors import BackendError, DataError, pick
 from consilience.judge.judges import (
     Judge,
     OnProgress,
@@ -57,8 +58,13 @@ def reward_judge(path: str, *, dtype: str = "float32", code: bool = False) -> Ju
         prompts: Sequence[Prompt], replies: Sequence[Reply], references: References, on_progress: OnProgress
     ) -> list[Judgment]:
         chats = [dialogue(prompt, reply) for prompt, reply in zip(prompts, replies)]
-        ids = {i: _ids_of(tokenizer, chat) for i, chat in enumerate(chats)}
+        ids: dict[int, list[int]] = {}
         found: dict[int, Judgment] = {}
+        for i, chat in enumerate(chats):
+            try:
+                ids[i] = _ids_of(tokenizer, chat)
+            except DataError as error:  # the chat template does not take this chat
+                found[i] = Judgment(key=key_of(path, chat), judge=path, state=VerdictState.UNPARSED, reason=str(error))
         for i, reward in _in_batches(ids, lambda batch: model(**_padded(tokenizer, batch, model)).logits[:, 0], model):
             seen = math.isfinite(reward)
             found[i] = Judgment(
@@ -162,9 +168,7 @@ def _load(kind: Any, path: str, dtype: str, **more: Any) -> tuple[Any, Any]:
 def _ids_of(tokenizer: Any, chat: Dialogue) -> list[int]:
     if tokenizer.chat_template is None:
         return list(tokenizer(transcript(chat[:-1]), chat[-1].content)["input_ids"])
-    messages = [{"role": message.role, "content": message.content} for message in chat]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return render(tokenizer, chat).ids_T.tolist()
 
 
 def _pair_ids(tokenizer: Any, prompt: str, first: str, second: str) -> list[int]:
@@ -182,7 +186,8 @@ def _pair_ids(tokenizer: Any, prompt: str, first: str, second: str) -> list[int]
 
 def _padded(tokenizer: Any, batch: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     width = max(map(len, batch))
-    ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id or 0)
+    pad = model.config.get_text_config().pad_token_id  # by which the model finds each text's last token
+    ids_BT = torch.full((len(batch), width), next(id_ for id_ in (pad, tokenizer.pad_token_id, 0) if id_ is not None))
     mask_BT = torch.zeros_like(ids_BT)
     for row, ids in enumerate(batch):
         ids_BT[row, : len(ids)] = torch.tensor(ids)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from consilience.chat import render_prompt
-from consilience.errors import ConfigError, DataError
+from consilience.errors import BackendError, ConfigError, DataError
 from consilience.models.endpoint import Answer, Request, Status
 from consilience.models.endpoint.answer import read_choice
 from consilience.models.endpoint.cache import Amount, AnswerCache, Begin
@@ -103,7 +103,12 @@ class LocalAnswerer:
                 batch = alike[begin : begin + rows]
                 ids_BT = torch.from_numpy(np.stack([prompts[key] for key in batch]).astype(np.int64))
                 logits_BV = logits_at(self._model.model, ids_BT, torch.ones_like(ids_BT), np.array([length - 1]))[:, 0]
-                for key, logprobs_V in zip(batch, logits_BV.float().log_softmax(-1)):
+                logprobs_BV = logits_BV.float().log_softmax(-1)
+                if torch.isnan(logprobs_BV).any():
+                    raise BackendError(
+                        f"model {self.name} gives NaN. Its weights may be damaged, or need another dtype."
+                    )
+                for key, logprobs_V in zip(batch, logprobs_BV):
                     yield key, self._weighed(logprobs_V, wanted[key])
 
     def _weighed(self, logprobs_V: torch.Tensor, request: Request) -> dict[str, Any]:

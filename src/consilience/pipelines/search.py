@@ -226,7 +226,7 @@ def _results(job: SearchJob) -> Iterator[tuple[IO[str], dict[str, dict[str, Any]
     asked = job.outcome()
     try:
         job.out.parent.mkdir(parents=True, exist_ok=True)
-        file = job.out.open("a+", encoding="utf-8")
+        file = job.out.open("a+", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"{job.out} cannot be written ({error.strerror}). Give another --out.") from None
     with file:

@@ -31,6 +31,7 @@ from consilience.search.texts import CONTEXT, Said, Speaker, prompt_ids, same_vo
 from consilience.search.tree import Node, Tree
 
 FAR = 1 << 30
+BYTES_OF_A_CHARACTER = 4  # at most, and each may be a token of its own
 
 
 @dataclass
@@ -236,7 +237,7 @@ class LargeModel:
         stop = opened.settings.stop
         if not stop:
             return False
-        newest = self.show(ids[-max(map(len, stop)) - CONTEXT :])
+        newest = self.show(ids[-BYTES_OF_A_CHARACTER * max(map(len, stop)) - CONTEXT :])
         return any(text in newest for text in stop)
 
     def _hypothesis(self, opened: Opened, row: _Row) -> Hypothesis:

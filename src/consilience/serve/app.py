@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from consilience.serve.engine import SHUTTING_DOWN, Engine, QueueFull, Stopping
 from consilience.serve.generate import Failure, Job, Piece
-from consilience.serve.guard import App, Guard, Receive, Scope, Send
+from consilience.serve.guard import SILENT, App, Guard, Receive, Scope, Send
 from consilience.serve.jobs import Jobs, Served
 from consilience.serve.metrics import Metrics
 from consilience.serve.replies import Answer, event, written
@@ -45,7 +45,8 @@ def make_app(
     origins: Sequence[str] = (),
 ) -> App:
     """The application: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # FastAPI's pages load scripts from elsewhere
+    # FastAPI's pages load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     jobs = Jobs(served)
     desk = _Desk(served, engine, jobs)
 

@@ -29,7 +29,7 @@ from consilience.annotate.coding.project import open_gold
 from consilience.annotate.coding.store import ADJUDICATOR, CODED, GOLD_TABLE, Coding, GoldStore
 from consilience.annotate.coding.values import LONGEST, checked
 from consilience.errors import DataError
-from consilience.serve.guard import Guard
+from consilience.serve.guard import SILENT, Guard
 from consilience.serve.server import bind
 
 PAGE = Path(__file__).parent / "coding_page"
@@ -75,9 +75,7 @@ def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collecti
     the API takes `token`. Raises `DataError` where no sample was drawn.
     """
     table_lock, table_is_old = threading.Lock(), threading.Event()
-    # FastAPI records requests for OpenTelemetry, and sends them away where the environment names a collector.
-    silent: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=silent)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     # Each call opens the store for itself; were none open in between, SQLite would tidy up after every one of them.
     app.state.kept_open = open_gold(project, codebook)
 

@@ -100,16 +100,16 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._take_turns():
+            while not self._is_over:
                 try:
-                    pieces = self.generator.step()
+                    if not self._take_turns():
+                        break
+                    for piece in self.generator.step():
+                        self._hand_out(piece)
                 except Exception:  # the outermost edge of this thread: the server goes on with other requests
-                    log.exception("a step of the generator failed; the requests in progress are given up")
+                    log.exception("the generator failed; the requests in progress are given up")
                     self._give_up([*self.running.values()], OUR_BUG, Failure.BROKEN)
                     self.generator.clear()
-                    continue
-                for piece in pieces:
-                    self._hand_out(piece)
         finally:
             self.stopping = True
             self._give_up([*self.running.values(), *self.waiting], SHUTTING_DOWN, Failure.STOPPING)

@@ -180,6 +180,26 @@ def test_a_step_that_fails_ends_those_under_way_and_no_others(
     assert waiting.wait().finish == "length"
 
 
+def test_a_prompt_that_the_generator_fails_over_does_not_end_the_server(
+    started: Callable[..., tuple[Engine, Script]], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, script = started()
+    taken = script.add
+
+    def add(job: Job) -> None:
+        if job.id == "a":
+            raise MemoryError("no room for its cache")
+        taken(job)
+
+    script.add = add  # type: ignore[method-assign]
+    (bad,) = submit(engine, job("a"))
+    assert bad.wait().failure == Failure.BROKEN
+    (good,) = submit(engine, job("b"))
+    script.go.release(2)
+    assert good.wait().finish == "length"
+    assert "no room for its cache" in caplog.text
+
+
 def test_a_prompt_that_the_generator_refuses(started: Callable[..., tuple[Engine, Script]]) -> None:
     engine, script = started()
     bad, good = submit(engine, job("a", ids=()), job("b"))

@@ -256,10 +256,11 @@ class AnswerCache:
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._sql.execute("COMMIT")
             except BaseException:
-                self._sql.execute("ROLLBACK")
+                if self._sql.in_transaction:  # SQLite may have rolled back by itself
+                    self._sql.execute("ROLLBACK")
                 raise
-            self._sql.execute("COMMIT")
 
 
 def _set_up(sql: sqlite3.Connection) -> None:

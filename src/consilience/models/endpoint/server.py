@@ -20,6 +20,7 @@ LONGEST_BODY = 1 << 26
 LONGEST_REASON = 500
 CONNECT_S = 10.0
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+SECRET = 12  # characters: a shorter key is the "EMPTY" or "ollama" of a local server, and a word of its replies
 HIDDEN = "[API key]"
 JSON = {"Content-Type": "application/json"}
 
@@ -85,7 +86,7 @@ class Server:
             reason = f"the connection broke ({type(error).__name__}: {error})"
             raise Failed(self.clean(reason), again=True, charged=True) from None
         text = bytes(received).decode(errors="replace")
-        if self._key:
+        if self._key and len(self._key) >= SECRET:
             text = text.replace(self._key, HIDDEN)
         if response.status_code != 200:
             raise self._refusal(response, text)
