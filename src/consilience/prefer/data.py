@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -110,11 +110,3 @@ def _reply(turns: Sequence[Message], prompt: Sequence[Message], where: str, name
     if len(turns) > 1 and tuple(turns[:-1]) != tuple(prompt):
         raise DataError(f"{where}: chosen and rejected answer different prompts.")
     return turns[-1].content
-
-
-def rows_of(preferences: Sequence[Preference]) -> Iterator[dict[str, Any]]:
-    """The JSON objects that `read_preferences` reads back."""
-    for preference in preferences:
-        turns = [{"role": turn.role, "content": turn.content} for turn in preference.prompt]
-        replies = {name: getattr(preference, name) for name in REPLIES if getattr(preference, name) is not None}
-        yield {"id": preference.id, "prompt": turns} | replies

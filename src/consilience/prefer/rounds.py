@@ -1,6 +1,6 @@
 """One round of online preference alignment: sample -> judge -> pair -> reference -> train, each a stage on disk.
 
-<policy>/sample/<settings>/replies.jsonl   what the current policy says to the round's prompts
+<policy>/sample/<settings>/replies-*.jsonl what the current policy says to the round's prompts
 <arm>/round-<t>/judge/verdicts.jsonl       a score for every candidate
 <arm>/round-<t>/pair/pairs.jsonl           chosen, rejected and third reply of every prompt, or why there are none
 <arm>/round-<t>/reference/logprobs.jsonl   what the reference thinks of them
