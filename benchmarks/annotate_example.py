@@ -261,7 +261,8 @@ def main() -> None:
         for name, ways in result[part].items():
             print(f"{name:10} truth {whole[part][name]:+.4f}")
             for way, found in ways.items():
-                print(f"    {way:16} {found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]")
+                if found:  # there is no PPI++ of labels that are all alike, and no regression of an outcome that is
+                    print(f"    {way:16} {found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]")
     for key, found in result["redraws"].items():
         print(f"{key:30} covers {found['covers']:.3f} of {found['of']}, mean width {found['mean_width']:.4f}")
     if given.json:
