@@ -12,11 +12,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from consilience.errors import ConfigError, nearest, pick
 
+DECIDES = "decides"  # the context of a dump that leaves out what does not decide the outcome
+
 
 class Settings(BaseModel):
     """Base of every block of a recipe: frozen, and a key that is not a field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def decides(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
+        """What decides the outcome, as JSON: what must agree before a run is resumed.
+
+        `exclude` names what this block itself has besides, such as a title; of a server's pace, price and key the
+        endpoint's block looks after itself.
+        """
+        return self.model_dump(mode="json", exclude=exclude, context=DECIDES)
 
 
 S = TypeVar("S", bound=Settings)

@@ -131,7 +131,8 @@ class VerdictState(StrEnum):
     OUT_OF_RANGE = "out_of_range"  # a rating outside the judge's scale
     REFUSED = "refused"
     API_ERROR = "api_error"
-    MISSING = "missing"  # there was no reply to judge, or the judge was not asked
+    OVER_BUDGET = "over_budget"  # the judge was not asked: it might have cost more than is left
+    MISSING = "missing"  # there was no reply to judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

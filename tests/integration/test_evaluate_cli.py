@@ -277,6 +277,35 @@ def test_a_server_that_fails_half_the_time(consilience: Command, tree: dict[str,
         assert "error" not in mended["tasks"]["say"]["comparisons"]["exact"]["models"]["served"]["statuses"]
 
 
+def test_what_the_budget_does_not_allow_is_asked_when_it_does(
+    consilience: Command, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for two of six questions, four have no score; the same run goes on with more, at another pace."""
+    monkeypatch.setenv("OTHER_KEY", "a key")
+    tree["tasks"]["say"]["sampling"] = {"max_new_tokens": 8}
+    usage = {"prompt_tokens": 100, "completion_tokens": 8}
+    with fake_server(lambda body, nth: Reply(choices("It is lamp", usage=usage))) as server:
+        settings = {"url": server.url, "model": "m", "concurrency": 1, "budget": {"tokens": 300}}
+        tree["models"] = {"served": {"endpoint": settings}, "old": tree["models"]["old"]}
+        first = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
+        assert first.code == 0, first.err
+        served = first.json["tasks"]["say"]["comparisons"]["contains"]["models"]["served"]
+        assert served["statuses"] == {"scored": 2, "not asked: the budget was spent": 4}
+        assert len(server.asked) == 2
+        settings |= {"budget": {"tokens": 10_000}, "concurrency": 2, "timeout_s": 9, "retries": 1}
+        settings |= {"requests_per_minute": 6000, "price": {"input": 1, "output": 2}, "api_key_env": "OTHER_KEY"}
+        again = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
+        assert again.code == 0, again.err
+        served = again.json["tasks"]["say"]["comparisons"]["contains"]["models"]["served"]
+        assert served["statuses"] == {"scored": 6}
+        assert len(server.asked) == 6
+        other = tree["models"]["served"]["endpoint"] | {"model": "another"}
+        tree["models"]["served"]["endpoint"] = other
+        refused = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run")
+        assert refused.code == 2
+        assert "models.served.endpoint.model was 'm', now 'another'" in refused.err
+
+
 def test_a_missing_key_is_named_before_anything_is_asked(
     consilience: Command, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ OF_REPLIES = {
     ReplyStatus.NOT_ASKED: Status.ERROR,
     ReplyStatus.REFUSED: Status.REFUSED,
     ReplyStatus.ERROR: Status.ERROR,
+    ReplyStatus.OVER_BUDGET: Status.ERROR,
 }
 
 

@@ -145,7 +145,7 @@ def _refuse_when_gone(name: str, ended: Sequence[tuple[str, str]]) -> None:
 
     The batch in flight is not written, so the same command goes on with it.
     """
-    gone = [reason for status, reason in ended if status == ReplyStatus.NOT_ASKED or reason.startswith("not asked:")]
+    gone = [reason for status, reason in ended if status == ReplyStatus.OVER_BUDGET or reason.startswith("not asked:")]
     if gone or (ended and all(status == ReplyStatus.ERROR for status, _ in ended)):
         reason = (gone or [reason for _, reason in ended])[0].removeprefix("not asked: ")
         raise BackendError(f"{name} does not answer: {reason}. The same command goes on from here.")

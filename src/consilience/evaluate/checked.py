@@ -36,6 +36,7 @@ WITHOUT_REPLY = {
     ReplyStatus.NOT_ASKED: (0.0, Status.NOT_ASKED),
     ReplyStatus.REFUSED: (0.0, Status.REFUSED),
     ReplyStatus.ERROR: (math.nan, Status.ERROR),
+    ReplyStatus.OVER_BUDGET: (math.nan, Status.OVER_BUDGET),
     ReplyStatus.MISSING: (math.nan, Status.MISSING),
 }
 

@@ -44,6 +44,7 @@ SAID = {
     VerdictState.OUT_OF_RANGE: Status.OUT_OF_RANGE,
     VerdictState.REFUSED: Status.JUDGE_REFUSED,
     VerdictState.API_ERROR: Status.ERROR,
+    VerdictState.OVER_BUDGET: Status.OVER_BUDGET,
     VerdictState.MISSING: Status.NO_REPLY,
 }
 

@@ -142,7 +142,7 @@ def _judgment(
     elif answer.status == Status.API_ERROR:
         reading = Reading(VerdictState.API_ERROR)
     elif answer.status == Status.OVER_BUDGET:
-        reading = Reading(VerdictState.MISSING)
+        reading = Reading(VerdictState.OVER_BUDGET)
     elif reading.state == VerdictState.UNPARSED:
         reason = _why_unread(style, answer)
     value, judge = reading.value, style.named(answerer)

@@ -27,6 +27,7 @@ class ReplyStatus(StrEnum):
     NOT_ASKED = "not asked"  # the model's chat template refuses the prompt
     REFUSED = "refused"  # the server's filter withheld it
     ERROR = "error"  # the server gave none
+    OVER_BUDGET = "over budget"  # not asked: it might have cost more than is left
     MISSING = "missing"  # a file of finished replies has none
 
 

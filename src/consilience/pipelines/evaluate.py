@@ -78,27 +78,30 @@ def evaluate_recipe(
 ) -> EvaluateResult:
     """Runs the recipe at `path` into the run folder `out`, or goes on with the run that is there.
 
-    With `retry` what ended with a server's error is asked again; what was answered is in the cache.
+    What was not asked because the budget was spent is asked now, and with `retry` what ended with a server's error;
+    what was answered is in the cache.
     Raises `ConfigError`, `DataError` or `BackendError` for what the user can put right.
     """
     recipe = load_recipe(path, EvaluateRecipe, overrides)
     places = Places(path.parent, out)
-    settings = recipe.model_dump(mode="json", exclude={"title", "note", "margins", "reference", "level"})
+    settings = recipe.decides(exclude={"title", "note", "margins", "reference", "level"})
     with open_run(out, settings, _fingerprints(recipe, places)) as run:
-        if retry:
-            _forget_errors(run)
+        _forget_unanswered(run, errors=retry)
         return _Evaluation(recipe, places, run, on_progress).carry_out()
 
 
-def _forget_errors(run: RunFolder) -> None:
-    """Takes back the stages in which a server gave no answer, and a task's judgments where replies are asked again."""
+def _forget_unanswered(run: RunFolder, *, errors: bool) -> None:
+    """Takes back the stages in which a server was not asked for want of budget, or with `errors` gave no answer; and a
+    task's judgments where replies are asked again."""
+    replies = {ReplyStatus.OVER_BUDGET} | ({ReplyStatus.ERROR} if errors else set())
+    verdicts = {VerdictState.OVER_BUDGET} | ({VerdictState.API_ERROR} if errors else set())
     for file in [*run.path.glob("answers/*/*/records.jsonl")]:
-        if any(record.status == ReplyStatus.ERROR for record in read_records(file)):
+        if any(record.status in replies for record in read_records(file)):
             shutil.rmtree(file.parent)
             task = file.parts[-3]
             shutil.rmtree(run.path / "judgments" / task, ignore_errors=True)  # of all: it may be their baseline
     for file in [*run.path.glob("judgments/*/*/judgments.jsonl")]:
-        if any(one.judgment.state == VerdictState.API_ERROR for one in read_judged(file)):
+        if any(one.judgment.state in verdicts for one in read_judged(file)):
             shutil.rmtree(file.parent)
 
 

@@ -110,7 +110,7 @@ def fuse_recipe(
         recipe = rehearsed(recipe, places)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    settings = recipe.model_dump(mode="json", exclude={"title", "note", "assumed"})
+    settings = recipe.decides(exclude={"title", "note", "assumed"})
     inputs = _fingerprints(recipe, places, made_here=make_tiny is not None)
     with open_run(out, settings, inputs, others=reuse) as run:
         return _Fusion(recipe, places, run, make_tiny, on_progress).carry_out()
@@ -214,7 +214,7 @@ class _Fusion:
     ) -> Path:
         """The folder of stage `name`, which follows from `settings` and from what `after` names, and nothing else."""
         self.keys[name] = key_of(
-            settings=[one.model_dump(mode="json") if isinstance(one, Settings) else one for one in settings],
+            settings=[one.decides() if isinstance(one, Settings) else one for one in settings],
             after={one: self.keys[one] for one in after},
         )
         return self.run.stage(name, make, key=self.keys[name], together=together)

@@ -61,7 +61,7 @@ def prefer_recipe(
         conversations_at_once(settings.train)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    asked = recipe.model_dump(mode="json", exclude={"title", "note"})
+    asked = recipe.decides(exclude={"title", "note"})
     with open_run(out, asked, _fingerprints(recipe, Places(path.parent, out))) as run:
         gc.freeze()  # looking for garbage among what is imported takes 0.25 s, about as long as a tiny round
         for seed in recipe.seeds:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from consilience.config import load_recipe, load_tree
+from consilience.config import Settings, load_recipe, load_tree, parse
 from consilience.pipelines.demo import demo_recipe
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
 from consilience.pipelines.prefer_recipe import PreferRecipe
@@ -69,3 +70,34 @@ def test_fusechats_published_settings() -> None:
     assert (train.epochs, train.learning_rate, train.warmup, train.weight_decay) == (3, 5e-6, 0.03, 0)
     assert (train.batch_size, train.schedule) == (128, "cosine")
     assert (recipe.select.gold_weight, recipe.represent.top_k) == (0.9, 10)
+
+
+@pytest.mark.parametrize("kind", [EvaluateRecipe, PreferRecipe, FuseRecipe])
+def test_a_servers_pace_price_and_key_decide_no_outcome(kind: type[Settings]) -> None:
+    def recipe(**endpoint: Any) -> Settings:
+        judge = {"kind": "rating", "endpoint": {"url": "http://localhost:1/v1", "model": "m"} | endpoint}
+        file = {"path": "data.jsonl"}
+        trees: dict[type[Settings], dict[str, Any]] = {
+            EvaluateRecipe: {
+                "models": {"served": {"endpoint": judge["endpoint"]}},
+                "judges": {"judge": judge},
+                "tasks": {"rated": {"kind": "rated", "judge": "judge"} | file},
+            },
+            PreferRecipe: {"model": "model", "data": file, "judge": judge},
+            FuseRecipe: {
+                "pivot": "a",
+                "sources": {"b": "b", "c": "c"},
+                "data": file,
+                "fusion": {"kind": "replies", "judge": judge},
+            },
+        }
+        return parse(trees[kind], kind, where="recipe.yaml")
+
+    same = recipe(
+        api_key_env="KEY", concurrency=1, requests_per_minute=1, tokens_per_minute=1, timeout_s=1, retries=1,
+        backoff_s=2, longest_wait_s=2, price={"input": 1, "output": 1}, budget={"money": 1},
+        max_tokens_field="max_completion_tokens",
+    )  # fmt: skip
+    assert same.decides() == recipe().decides() != recipe(model="other").decides()
+    assert recipe(url="http://localhost:2/v1").decides() != recipe().decides()
+    assert "max_completion_tokens" in str(same.model_dump())  # what a report shows of the recipe is the whole

@@ -28,6 +28,7 @@ class Status(StrEnum):
     OUT_OF_RANGE = "out of range"
     UNSCORED = "not scored"
     ERROR = "error"
+    OVER_BUDGET = "not asked: the budget was spent"
     MISSING = "missing"
     # A second score of the same item: the first counts.
     DUPLICATE = "duplicate with the same score"

@@ -29,7 +29,7 @@ ENDED = {
     Status.TRUNCATED: ReplyStatus.TRUNCATED,
     Status.REFUSED: ReplyStatus.REFUSED,
     Status.API_ERROR: ReplyStatus.ERROR,
-    Status.OVER_BUDGET: ReplyStatus.NOT_ASKED,
+    Status.OVER_BUDGET: ReplyStatus.OVER_BUDGET,
 }
 
 Batch = list[tuple[int, Request]]  # requests that differ by their sample only, with their places among all

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from consilience.config import Settings
+from consilience.config import DECIDES, Settings
 from consilience.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -68,6 +75,11 @@ class EndpointSettings(Settings):
         if self.budget and self.budget.money is not None and self.price is None:
             raise ValueError("a budget of money needs `price: {input: ..., output: ...}` per million tokens")
         return self
+
+    @model_serializer(mode="wrap")
+    def _to_json(self, whole: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Of what decides the answers only who gives them: a run goes on with another budget, pace, patience or key."""
+        return {"url": self.url, "model": self.model} if info.context == DECIDES else whole(self)
 
     @property
     def is_loopback(self) -> bool:
