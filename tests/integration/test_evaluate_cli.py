@@ -267,13 +267,13 @@ def test_a_server_that_fails_half_the_time(consilience: Command, tree: dict[str,
         assert strict["statuses"]["reply cut off, counted as wrong"] == 1
         again = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "other", "--json")
         assert again.code == 0
-        assert server.contents[first:] == ["Say lamp", "Say maps"]  # what had no answer
+        assert sorted(server.contents[first:]) == ["Say lamp", "Say maps"]  # what had no answer
         failing.clear()
         same = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
         assert len(server.asked) == first + 2  # a finished run asks nothing
         assert same.json["tasks"] == answer.json["tasks"]
         mended = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--retry", "--json").json
-        assert server.contents[first + 2 :] == ["Say lamp", "Say maps"]
+        assert sorted(server.contents[first + 2 :]) == ["Say lamp", "Say maps"]
         assert "error" not in mended["tasks"]["say"]["comparisons"]["exact"]["models"]["served"]["statuses"]
 
 
