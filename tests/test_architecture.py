@@ -108,3 +108,9 @@ def test_compare_does_not_import_torch(tmp_path: Path) -> None:
     )
     test_light_doors_do_not_import_torch(code)
     assert (tmp_path / "page.html").is_file()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their bare names."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
