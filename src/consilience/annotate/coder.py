@@ -178,6 +178,8 @@ class Coder:
                 continue
             corrected_K = self.correction(scores_K[None])[0] if self.correction else scores_K
             p_K = _softmax(corrected_K)
+            if not np.isfinite(p_K).all():
+                raise DataError(f"text {id_}: the labels' corrected scores are no numbers. Run annotate dev again.")
             few = len(names) <= MOST_KEPT
             annotations.append(
                 Annotation(

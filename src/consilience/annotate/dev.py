@@ -136,7 +136,7 @@ def fitted(
     """The strategy's correction fitted on the development sample, and how the report has to speak of it.
 
     A correction that was fitted to gold flatters itself on that gold: it is judged by probabilities [N, K] from five
-    folds, each fitted on the other four.
+    folds, each fitted on the other four. Raises `DataError` where the scores that a correction needs are not there.
     """
     name = coder.strategy.correction
     if name == "none" or not scores_labels(coder):
@@ -146,9 +146,15 @@ def fitted(
     usable = np.isfinite(scores_NK).all(1)
     places = {label: i for i, label in enumerate(coder.codebook.names)}
     gold_N = np.array([places[item.label] for item in gold])
-    contentless_CK = plain.scores(CONTENTLESS).scores_NK
+    contentless_CK, failures, _ = plain.scores(CONTENTLESS)
     given = Fitting(contentless_CK, scores_NK[usable], gold_N[usable])
     correction = CORRECTIONS[name](given)
+    if not np.isfinite(correction.offsets_K).all():  # every text would get the first label
+        why = next((f": {why}" for _, why in failures.values()), "")
+        raise DataError(
+            f"the {name} correction cannot be fitted, as the model gives no scores to {CONTENTLESS} or to any text of "
+            f"the development sample{why}. Take another correction, or none."
+        )
     if name != "affine":
         return correction, None, f"{name} correction fitted on the development texts, without their gold labels"
     fold_N = stream(coder.seed, "folds").permutation(int(usable.sum())) % FOLDS

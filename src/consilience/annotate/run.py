@@ -156,7 +156,7 @@ def _start_anew_if_refrozen(folder: Path, about: dict[str, Any], frozen: Frozen)
             )
         kept = folder.with_name(f"{FOLDER}-{was['digest']}")
         kept.mkdir(exist_ok=True)
-        for entry in folder.iterdir():
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry == record):  # the record last: until then, again
             if entry.name != "run.lock":
                 shutil.move(str(entry), str(kept / entry.name))
     write_json(record, about)

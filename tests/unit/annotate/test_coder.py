@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import Codebook
 from consilience.annotate.coder import Coder
+from consilience.annotate.corrections import Affine
+from consilience.annotate.dev import fitted
 from consilience.annotate.engines import EndpointEngine, Engine, load_engine
+from consilience.annotate.gold import GoldItem
 from consilience.annotate.recipe import ModelSettings, StrategySettings
 from consilience.config import parse
-from consilience.errors import BackendError, ConfigError
+from consilience.errors import BackendError, ConfigError, DataError
 from consilience.models.endpoint import Endpoint
 from consilience.models.options import OptionScorer
 from fake_endpoint import Json, Reply, choices, fake_server
@@ -166,3 +170,25 @@ def test_the_options_scorer_is_kept_between_batches(engine: Engine, monkeypatch:
     for begin in range(0, 40, 8):
         made.code([str(i) for i in range(begin, begin + 8)], [f"{TEXTS[i % 2]} {i}" for i in range(begin, begin + 8)])
     assert sum(read) <= 2  # the self-check, and the codebook
+
+
+@pytest.mark.parametrize("correction", ["contextual", "mutual_information"])
+def test_a_correction_by_texts_that_get_no_scores_is_refused(correction: str) -> None:
+    """A server whose likeliest tokens hold a letter for every text but those without content."""
+
+    def behave(body: Json, nth: int) -> Reply:
+        said = "A" if "bird" in body["messages"][-1]["content"] else "Hm"
+        top = [{"token": said, "logprob": -0.1}, {"token": "The", "logprob": -4.0}]
+        return Reply(choices(said, finish="length", logprobs={"content": [top[0] | {"top_logprobs": top}]}))
+
+    texts = {f"t{i}": f"bird {i}" for i in range(6)}
+    gold = [GoldItem(id_, "red") for id_ in texts]
+    with fake_server(behave) as server:
+        with pytest.raises(DataError, match=f"the {correction} correction .* is an option"):
+            fitted(server_coder(server.url, answer="letters", correction=correction), gold, texts)
+
+
+def test_no_label_comes_out_of_scores_that_are_no_numbers(engine: Engine) -> None:
+    broken = replace(coder(engine), correction=Affine(np.eye(3), np.full(3, np.nan)))
+    with pytest.raises(DataError, match=r"text a: .* no numbers"):
+        broken.code(IDS, TEXTS)
