@@ -1,7 +1,7 @@
 """Chunk-level beam search (Zhou et al., arXiv 2405.19262), many prompts at once, a chunk at a time.
 
-    search = Search(large, guide, settings)
-    search.add(prompt)                 at any time between two chunks
+    search = Search(large, guide)
+    search.add(prompt, settings)       at any time between two chunks
     for update in search.advance():    one chunk for every prompt under way
         update.committed, update.result
     search.cancel(prompt.id)

@@ -107,10 +107,6 @@ class LargeModel:
         self.vocabulary = min(each.chat_model.vocabulary_size for each in self.models)
         self.ends = set(end_ids(model.chat_model))
 
-    @property
-    def name(self) -> str:
-        return self.models[0].chat_model.name
-
     def open(self, prompt: Prompt, settings: SearchSettings) -> Opened:
         """Reads the prompt. Raises `DataError` when it leaves no room, or when the chat template refuses it."""
         read = []
