@@ -75,6 +75,30 @@ def test_given_labels_are_checked_like_a_models(tmp_path: Path, consilience: Cal
     assert "as they stand in column pred" in (project / "report" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("book", "codes"),
+    [
+        ({"level": "ordinal", "labels": ["low", "middle", "high"]}, ["low", "middle", "high"]),
+        ({"level": "multi-label", "labels": ["war", "trade"]}, ["war|trade", "trade", "(none)"]),
+        ({"level": "interval", "range": [0, 10], "labels": []}, ["2", "5", "9"]),
+    ],
+)
+def test_every_level_goes_from_gold_to_report(
+    book: dict[str, Any], codes: list[str], tmp_path: Path, consilience: Callable[..., Any]
+) -> None:
+    rows = [
+        {"text": f"t{i}", "pred": codes[(i + (i % 5 == 0)) % 3], "human": codes[i % 3] if i < 60 else ""}
+        for i in range(150)
+    ]
+    project = make_project(tmp_path / "p", rows, "pred", "human", book["labels"])
+    tree = yaml.safe_load((project / "codebook.yaml").read_text())
+    (project / "codebook.yaml").write_text(yaml.safe_dump(tree | book))
+    for verb in ("freeze", "run", "estimate", "report"):
+        answer = consilience("annotate", verb, project)
+        assert answer.code == 0, answer.err
+    assert (project / "report" / "agreement.csv").is_file()
+
+
 @pytest.mark.slow
 def test_a_million_rows_stream_in_bounded_memory(tmp_path: Path) -> None:
     """What ten times the rows take more is the ids' hashes (8 bytes each), not rows."""
