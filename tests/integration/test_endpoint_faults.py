@@ -203,11 +203,13 @@ def test_threads_do_not_ask_the_same_question(tmp_path: Path) -> None:
 
 
 CHILD = """
+import signal
 import sys
 from pathlib import Path
 from consilience.models.endpoint import Endpoint, EndpointSettings, Request
 from consilience.records import Message
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 url, cache = sys.argv[1:]
 requests = [Request(messages=(Message("user", f"question {i}"),), max_tokens=8) for i in range(40)]
 with Endpoint(EndpointSettings(url=url, model="m", concurrency=4), cache=Path(cache)) as endpoint:

@@ -169,11 +169,11 @@ def test_a_judge_that_is_asked_again_may_say_something_else(tmp_path: Path) -> N
     assert found[0].key != found[2].key
 
 
-def test_what_the_budget_does_not_cover_is_missing() -> None:
+def test_what_the_budget_does_not_cover_is_told_apart() -> None:
     with judge_behind(lambda b, n: Reply(choices("[[A]]")), budget={"tokens": 10}) as (judge, server):
         (judgment,) = judge.compares()(["q"], ["a"], ["b"])
         assert not server.asked
-    assert judgment.state == VerdictState.MISSING
+    assert judgment.state == VerdictState.OVER_BUDGET
     assert "budget" in judgment.reason
 
 
