@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from consilience.prefer.data import read_preferences
+from fake_endpoint import Reply, choices, fake_server
+
 RECIPE: dict[str, Any] = {
     "tiny": {"pairs": 48, "held_out": 12, "steps_scale": 0.2},
     "model": "tiny:chat",
@@ -175,6 +178,7 @@ def test_refused_in_one_line(case: str, written: Callable[..., Path], tmp_path: 
     ("body", "message"),
     [
         ("return 1.0", "the judge gives 1 to all"),
+        ("return 1.0 if reply[0] < 'n' else None", "replies that it scored, of "),
         ("return float('nan')", "no score for any of"),
         ("return 'good'", "gives 'good' for a reply"),
     ],
@@ -193,6 +197,70 @@ def test_a_reward_that_says_nothing_stops_the_run(
     answer = consilience("prefer", recipe, "--out", tmp_path / "run")
     assert answer.code == 2
     assert message in answer.err
+
+
+def test_a_judge_that_is_gone_ends_no_stage_and_the_same_command_goes_on(
+    written: Callable[..., Path], run: Path, tmp_path: Path, consilience: Any
+) -> None:
+    """Data and held-out prompts without ids of their own: both are numbered from 0."""
+    for name in ("pairs", "held_out"):
+        kept = [{key: value for key, value in row.items() if key != "id"} for row in rows(run / f"tiny/{name}.jsonl")]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept[:12]))
+    answering = {"left": 0}
+
+    def behave(body: dict[str, Any], nth: int) -> Reply:
+        if not answering["left"]:
+            return Reply(b"", status=503)
+        answering["left"] -= 1
+        return Reply(choices("?" if answering["left"] % 9 == 0 else f"[[{1 + nth % 9}]]"))
+
+    with fake_server(behave) as server:
+        endpoint = {"url": server.url, "model": "m", "retries": 0, "concurrency": 1}
+        recipe = written(
+            tiny=None,
+            model=str(run / "tiny" / "chat"),
+            data={"path": str(tmp_path / "pairs.jsonl")},
+            held_out={"path": str(tmp_path / "held_out.jsonl")},
+            judge={"kind": "rating", "endpoint": endpoint},
+            annotator=None,
+            rounds=1,
+            arms={"policy": {}},
+        )
+        for left, finished in ((0, []), (15, []), (24, ["start/measure"])):
+            answering["left"] = left
+            answer = consilience("prefer", recipe, "--out", tmp_path / "run")
+            assert answer.code == 2, answer.err
+            assert "does not answer: " in answer.err
+            assert answer.err.strip().endswith("The same command goes on from here.")
+            stages = [path.parent for path in (tmp_path / "run").rglob("stage.json")]
+            judged = [str(path.relative_to(tmp_path / "run")) for path in stages if path.name in ("measure", "judge")]
+            assert judged == finished
+        answering["left"] = 10_000
+        answer = consilience("prefer", recipe, "--out", tmp_path / "run", "--json")
+        assert answer.code == 0, answer.err
+    said = rows(tmp_path / "run/start/measure/replies.jsonl")
+    states = answer.json["start"]["states"]
+    assert states.get("unparsed", 0) == sum(row["state"] == "unparsed" for row in said) > 0
+    assert sum(states.values()) == len(said) == 24
+    assert "Without a reward, and not part of any: start " in (tmp_path / "run/report.html").read_text()
+    _are_of_the_held_out_prompts(run / "tiny/chat", tmp_path / "held_out.jsonl", said)
+
+
+def _are_of_the_held_out_prompts(model: Path, held_out: Path, said: list[dict[str, Any]]) -> None:
+    """transformers' own log-probability of the first replies that ended, behind the prompts of the same place."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, policy = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    prompts = read_preferences(held_out, pairs=False)
+    for row in [row for row in said if row["text"] and row["status"] == "ok"][:4]:
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompts[int(row["id"])].prompt]
+        before = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        turns.append({"role": "assistant", "content": row["text"]})
+        ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)])
+        with torch.no_grad():
+            logprobs = policy(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[len(before) - 1 :]
+        assert row["logprob"] == pytest.approx(float(logprobs.sum()), abs=1.0)
 
 
 def test_a_reference_of_another_vocabulary_is_refused(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from consilience.cli.tables import columns, shown
+from consilience.report.preference import without_reward
 
 
 def preference_table(results: Mapping[str, Any]) -> str:
@@ -29,4 +30,4 @@ def preference_table(results: Mapping[str, Any]) -> str:
             f"{shown(last['same_data'], signed=True)} + exploration {shown(last['exploration'], signed=True)}"
         )
     parts.append(f"[ ]: {100 * results['level']:g} % intervals over {results['units']}; differences are paired.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [without_reward(results)])])

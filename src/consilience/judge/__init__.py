@@ -7,7 +7,7 @@ Every judgment has a state; those without a verdict are counted by it, and never
 """
 
 from consilience.judge.functions import judge_of_function
-from consilience.judge.judges import Judge, over_both_orders, prefer_by_scores
+from consilience.judge.judges import Judge, over_both_orders, prefer_by_scores, refuse_when_gone
 from consilience.judge.language import alpaca_eval_swaps
 from consilience.judge.table import JUDGES, JudgeSettings, language_judge, open_judge, prompt_named
 
@@ -22,4 +22,5 @@ __all__ = [
     "over_both_orders",
     "prefer_by_scores",
     "prompt_named",
+    "refuse_when_gone",
 ]

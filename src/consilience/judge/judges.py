@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from consilience.errors import ConfigError, DataError
+from consilience.errors import BackendError, ConfigError, DataError
 from consilience.judge.prompts import Dialogue
 from consilience.records import Judgment, Message, VerdictState
 
@@ -21,6 +21,7 @@ OnProgress = Callable[[int, int], None]
 Rate = Callable[[Sequence[Prompt], Sequence[Reply], References, OnProgress], list[Judgment]]
 Compare = Callable[[Sequence[Prompt], Sequence[Reply], Sequence[Reply], References, OnProgress], list[Judgment]]
 SEEN = (VerdictState.OK, VerdictState.TIE)
+IDENTICAL = "the replies are identical"
 
 
 def no_progress(done: int, total: int) -> None: ...
@@ -104,8 +105,24 @@ def _missing(judge: str, *asked: Any) -> Judgment:
 
 
 def _identical(judge: str, *asked: Any) -> Judgment:
-    reason = "the replies are identical"
-    return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.TIE, value=0.5, reason=reason)
+    return Judgment(key=key_of(judge, asked), judge=judge, state=VerdictState.TIE, value=0.5, reason=IDENTICAL)
+
+
+def refuse_when_gone(judgments: Sequence[Judgment]) -> None:
+    """Raises `BackendError` where the judge's server is gone, or its budget spent: what would be made of the rest alone
+    is not what was asked for. A few requests that failed are no such case: their judgments have a state.
+
+    What was answered is in the cache, so that nothing is paid twice when the same command goes on.
+    """
+    asked = [one for one in judgments if one.state != VerdictState.MISSING and one.reason != IDENTICAL]
+    failed = [one for one in asked if one.state in (VerdictState.API_ERROR, VerdictState.OVER_BUDGET)]
+    gone = [one for one in failed if one.reason.startswith("not asked:")] or (failed if failed == asked else [])
+    if gone:
+        larger = "With a larger budget the" if gone[0].state == VerdictState.OVER_BUDGET else "The"
+        reason = gone[0].reason.removeprefix("not asked:").strip(" .")
+        raise BackendError(
+            f"the judge {gone[0].judge} does not answer: {reason}. {larger} same command goes on from here."
+        )
 
 
 def turned(judgment: Judgment) -> Judgment:

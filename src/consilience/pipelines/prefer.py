@@ -105,17 +105,17 @@ class _Seed:
         tokenizer = load_tokenizer(self.start.path, code=recipe.trust_remote_code)
         self._refuse_other_vocabularies(tokenizer)
         learnt, held_out = self._read(any_pairs=any(arm.offline_pair for arm in arms.values()))
-        self.scorer = Scorer(self._judge(), self.places.recipe_folder, self.run.path / "judge.sqlite")
-        self.reader = Reader(tokenizer, [*learnt, *held_out])
+        # One each: without ids of their own, the prompts of both files are numbered from 0.
+        self.reader, self.reader_of_held_out = Reader(tokenizer, learnt), Reader(tokenizer, held_out)
         self.parts = slices(learnt, recipe.rounds, recipe.prompts_per_round, seed_of(self.seed, "slices"))
         self.load = Load(tokenizer, code=recipe.trust_remote_code)
-        self._measure(self.start, recipe, held_out)
-        for name, settings in arms.items():
-            policy = self.start
-            for number in range(1, recipe.rounds + 1):
-                policy = self._round(name, settings.in_round(number), number, policy).carry_out()
-                self._measure(policy, settings, held_out)
-        self.scorer.close()
+        with Scorer(self._judge(), self.places.recipe_folder, self.run.path / "judge.sqlite") as self.scorer:
+            self._measure(self.start, recipe, held_out)
+            for name, settings in arms.items():
+                policy = self.start
+                for number in range(1, recipe.rounds + 1):
+                    policy = self._round(name, settings.in_round(number), number, policy).carry_out()
+                    self._measure(policy, settings, held_out)
 
     def _judge(self) -> JudgeSettings:
         """The recipe's judge, with the paths of this seed and of models that were fetched."""
@@ -199,7 +199,7 @@ class _Seed:
                 held_out,
                 self.recipe.measure.sample.model_copy(update={"seed": seed_of(self.seed, "measure")}),
                 self.scorer,
-                self.reader,
+                self.reader_of_held_out,
                 folder,
                 None if policy is self.start else self.run.path / self.start.home / "measure",
                 batch_tokens=self.recipe.batch_tokens,

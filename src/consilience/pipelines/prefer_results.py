@@ -50,6 +50,7 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
                     "kl": _json(estimate(home, lambda of_seed, home: of_seed[home].kl_P)),
                     "tokens": _json(estimate(home, lambda of_seed, home: of_seed[home].tokens_P)),
                     "statuses": dict(sum((Counter(m[home].statuses) for m in measured.values()), Counter())),
+                    "states": dict(sum((Counter(m[home].states) for m in measured.values()), Counter())),
                     "pairs": _counts(recipe, run, arm, t),
                     "logprobs": _logprobs(recipe, run, home),
                 }
@@ -78,6 +79,7 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
             "reward": _json(estimate(start, lambda of_seed, home: of_seed[home].reward_P)),
             "tokens": _json(estimate(start, lambda of_seed, home: of_seed[home].tokens_P)),
             "statuses": dict(sum((Counter(m[start].statuses) for m in measured.values()), Counter())),
+            "states": dict(sum((Counter(m[start].states) for m in measured.values()), Counter())),
         },
         "arms": arms,
         "decompositions": [

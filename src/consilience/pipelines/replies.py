@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consilience.judge import Judge
+from consilience.judge import Judge, refuse_when_gone
 from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
 from consilience.records import (
     Conversation,
@@ -69,12 +69,13 @@ def read_replies(folder: Path) -> list[Reply]:
 def rate_source(
     judge: Judge, chats: Sequence[Conversation], replies: Sequence[Reply], path: Path, on_progress: OnProgress
 ) -> None:
-    """A judgment for every reply that ended by itself, in order, at `path`."""
+    """A judgment for every reply that ended by itself, in order, at `path`. Raises what `refuse_when_gone` raises."""
     prompts = {chat.id: chat.prompt for chat in chats}
     shown = [reply for reply in replies if reply.status == ReplyStatus.OK]
     judgments = judge.rates()(
         [prompts[reply.id] for reply in shown], [reply.text for reply in shown], on_progress=on_progress
     )
+    refuse_when_gone(judgments)
     write_jsonl(path, map(row_of_judgment, judgments))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consilience.errors import DataError
-from consilience.judge import Judge, JudgeSettings, open_judge
+from consilience.judge import Judge, JudgeSettings, open_judge, refuse_when_gone
 from consilience.judge.functions import load_function
 from consilience.prefer.data import Preference
 from consilience.records import Judgment, VerdictState
@@ -28,7 +28,9 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """The judge of a recipe, opened when it is first asked, and closed with `close`.
+    """The judge of a recipe, opened when it is first asked; to be closed (use `with`).
+
+    Raises `BackendError` where its server is gone or its budget spent: see `judge.refuse_when_gone`.
 
     A judge that only compares gives a reply the mean of how far it is preferred to the others (0 to 1), both orders of
     each two; PairRM's ranking in SELM's code is of that kind. A function of three parameters is given the data's row.
@@ -42,7 +44,10 @@ class Scorer:
         if settings.kind == "function" and not settings.compares:  # a function that is not there is refused at once
             self._function = load_function(str(settings.function), folder)
 
-    def close(self) -> None:
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._open.close()
         self._judge = None
 
@@ -71,6 +76,7 @@ class Scorer:
             [replies_of[i][other] for i, _, other in met],
             on_progress=on_progress,
         )
+        refuse_when_gone(judgments)
         shares: dict[tuple[int, int], list[float]] = {}
         states: dict[tuple[int, int], str] = {}
         for (i, one, other), judgment in zip(met, judgments, strict=True):
@@ -96,12 +102,15 @@ class Scorer:
         judgments = self._opened().compares()(
             [preference.prompt for preference in prompts], replies, rivals, on_progress=on_progress
         )
+        refuse_when_gone(judgments)
         return [_scored(judgment) for judgment in judgments]
 
     def _rate(self, prompts: Sequence[Preference], replies: Sequence[str], on_progress: OnProgress) -> list[Scored]:
         if self._function is None:
             asked = [preference.prompt for preference in prompts]
-            return [_scored(judgment) for judgment in self._opened().rates()(asked, replies, on_progress=on_progress)]
+            judgments = self._opened().rates()(asked, replies, on_progress=on_progress)
+            refuse_when_gone(judgments)
+            return [_scored(judgment) for judgment in judgments]
         takes_row = len(inspect.signature(self._function).parameters) > 2
         found = []
         for preference, reply in zip(prompts, replies, strict=True):
@@ -148,11 +157,12 @@ def noisy(scores: Sequence[float | None], scale: float, *, seed: int, names: Seq
 
 def refuse_useless(scores: Sequence[Scored], where: str) -> None:
     """Raises `DataError` when a round's replies are all scored alike, or none is: nothing can be learnt from that."""
-    values = {scored.value for scored in scores if scored.value is not None}
+    found = [scored.value for scored in scores if scored.value is not None]
+    values = set(found)
     if len(values) == 1 and len(scores) > 2:
         raise DataError(
-            f"{where}: the judge gives {next(iter(values)):g} to all {len(scores)} replies, so none is better. "
-            "Look at the judge, and at the replies in the run folder."
+            f"{where}: the judge gives {found[0]:g} to all {len(found)} replies that it scored, of {len(scores)}, so "
+            "none is better. Look at the judge, and at the replies in the run folder."
         )
     if not values:
         states = ", ".join(sorted({str(scored.state) for scored in scores}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Measured:
     tokens_P: NDArray[np.float64]
     rewards_PS: list[list[float | None]]  # by sample: to be compared with another policy's, reply by reply
     statuses: Mapping[str, int]
+    states: Mapping[str, int]  # of the judgments; of an empty reply, which is not judged, its status
 
 
 def measure(
@@ -104,10 +106,12 @@ def _add_logprobs(
 def read_measured(folder: Path) -> Measured:
     """What `measure` wrote."""
     by_prompt: dict[str, list[dict[str, Any]]] = {}
-    statuses: dict[str, int] = {}
+    statuses: Counter[str] = Counter()
+    states: Counter[str] = Counter()
     for row in rows_of(folder / REPLIES):
         by_prompt.setdefault(row["id"], []).append(row)
-        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+        statuses[row["status"]] += 1
+        states[row["state"] or row["status"]] += 1
     rows_P = list(by_prompt.values())
     kl_P = [[r["logprob"] - r["start_logprob"] for r in rows if r["logprob"] is not None] for rows in rows_P]
     return Measured(
@@ -117,6 +121,7 @@ def read_measured(folder: Path) -> Measured:
         tokens_P=np.array([_mean([r["tokens"] for r in rows]) for rows in rows_P]),
         rewards_PS=[[r["reward"] for r in rows] for rows in rows_P],
         statuses=statuses,
+        states=states,
     )
 
 

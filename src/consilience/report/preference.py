@@ -55,7 +55,21 @@ def headline(results: Mapping[str, Any]) -> list[str]:
         )
     if last["difference"]:
         sentences.append(f"Minus {results['baseline']}: {with_interval(last['difference'], signed=True)}.")
-    return sentences
+    left_out = without_reward(results)
+    return [*sentences, left_out] if left_out else sentences
+
+
+def without_reward(results: Mapping[str, Any]) -> str:
+    """Whose replies after the last round have no reward, and why; nothing where all have one."""
+    states_of = {"start": results["start"]["states"]}
+    states_of |= {name: arm["rounds"][-1]["states"] for name, arm in results["arms"].items()}
+    told = []
+    for name, states in states_of.items():
+        left_out = {state: count for state, count in states.items() if state not in ("ok", "tie")}
+        if left_out:
+            why = ", ".join(f"{count} {state}" for state, count in left_out.items())
+            told.append(f"{name} {sum(left_out.values())} of {sum(states.values())} replies ({why})")
+    return f"Without a reward, and not part of any: {'; '.join(told)}." if told else ""
 
 
 def differences(results: Mapping[str, Any]) -> Markup | None:
