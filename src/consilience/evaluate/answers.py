@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from consilience.errors import DataError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
@@ -176,6 +176,21 @@ def hash_of(sampling: Sampling) -> str:
 REPLY_FIELDS = ("reply", "output", "response", "answer", "completion")
 
 
+class _Finished(NamedTuple):
+    """A reply in a file, and what the file says of how it ended."""
+
+    text: str
+    status: str = ""
+    detail: str = ""
+
+    @property
+    def how_it_ended(self) -> ReplyStatus:
+        """Its status, where it has one of ours: a cut-off or failed reply must not pass for a finished or empty one."""
+        if self.status in {*ReplyStatus}:
+            return ReplyStatus(self.status)
+        return ReplyStatus.OK if self.text.strip() else ReplyStatus.EMPTY
+
+
 class FinishedAnswers:
     """A `Sampler` whose replies are in a file: our records, FastChat's model answers, alpaca_eval's outputs, or rows
     with `id` or `prompt` and one of REPLY_FIELDS.
@@ -186,8 +201,8 @@ class FinishedAnswers:
 
     def __init__(self, name: str, path: Path, task: str) -> None:
         self.name, self.path = name, path
-        self._by_id: dict[str, dict[int, str]] = defaultdict(dict)
-        self._by_text: dict[str, dict[int, str]] = defaultdict(dict)
+        self._by_id: dict[str, dict[int, _Finished]] = defaultdict(dict)
+        self._by_text: dict[str, dict[int, _Finished]] = defaultdict(dict)
         for where, row in read_rows(path):
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: got {type(row).__name__}, expected an object with a reply.")
@@ -201,21 +216,22 @@ class FinishedAnswers:
             for sample, choice in enumerate(row["choices"]):
                 for turn, text in enumerate(choice["turns"], start=1):
                     asked = Asked(str(row["question_id"]), (), Sampling(), turn, sample if turn > 1 else 0)
-                    self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = str(text)
+                    self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = _Finished(str(text))
             return
         text = next((row[key] for key in REPLY_FIELDS if isinstance(row.get(key), str)), None)
         if text is None:
             raise DataError(f"{where}: no reply; expected one of {', '.join(REPLY_FIELDS)} among {sorted(row)}.")
+        finished = _Finished(text, str(row.get("status") or ""), str(row.get("detail") or ""))
         sample, turn = int(row.get("sample") or 0), int(row.get("turn") or 1)
         id_ = next((row[key] for key in ("item", "id", "key", "question_id") if row.get(key) is not None), None)
         if id_ is not None:
             asked = Asked(str(id_), (), Sampling(), turn, sample if turn > 1 else 0)
-            self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = text
+            self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = finished
         said = row.get("prompt", row.get("instruction"))
         if isinstance(said, Sequence) and not isinstance(said, str) and said:
             said = said[-1].get("content") if isinstance(said[-1], Mapping) else None
         if isinstance(said, str):
-            self._by_text[said][sample] = text
+            self._by_text[said][sample] = finished
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
         """The replies in the file; what it has none of is missing. Raises `DataError` where it has none at all."""
@@ -223,12 +239,12 @@ class FinishedAnswers:
         for prompt in prompts:
             texts = self._by_id.get(prompt.id) or self._by_text.get(prompt.messages[-1].content) or {}
             for sample in range(sampling.samples):
-                text = texts.get(sample)
-                if text is None:
+                there = texts.get(sample)
+                if there is None:
                     yield Reply(prompt.id, sample, "", ReplyStatus.MISSING, detail=f"not in {self.path.name}")
                 else:
                     found += 1
-                    yield Reply(prompt.id, sample, text, ReplyStatus.OK if text.strip() else ReplyStatus.EMPTY)
+                    yield Reply(prompt.id, sample, there.text, there.how_it_ended, detail=there.detail)
         if prompts and not found:
             known = [*self._by_id, *self._by_text][:3]
             raise DataError(

@@ -134,3 +134,17 @@ def test_a_template_reads_fields_and_never_what_is_in_them() -> None:
             fields_of(template)
     with pytest.raises(ConfigError, match=r"\{questoin\}, which the rows have not. Did you mean 'question'"):
         fill("{questoin}", row)
+
+
+def test_what_a_file_says_of_its_replies_is_kept(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "reply": "cut o", "status": "truncated"},
+        {"id": "b", "reply": "", "status": "error", "detail": "HTTP 500"},
+        {"id": "c", "reply": "fine", "status": "stop"},  # another program's word
+        {"id": "d", "reply": " "},
+    ]
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+    prompts = [Asked(name, (Message("user", "?"),), Sampling()).prompt("t") for name in "abcd"]
+    replies = [*finished.sample(prompts, Sampling())]
+    assert [str(reply.status) for reply in replies] == ["truncated", "error", "ok", "empty"]
+    assert replies[1].detail == "HTTP 500"
