@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
+from consilience.errors import BackendError
+from consilience.judge import JudgeSettings, open_judge
 from consilience.models import Reply, ReplyStatus
-from consilience.pipelines.replies import Rated, choose
+from consilience.models.endpoint import EndpointSettings
+from consilience.pipelines.replies import Rated, choose, rate_source
 from consilience.prefer.data import read_preferences
 from consilience.records import Conversation, Judgment, Message, VerdictState, read_conversations
+from fake_endpoint import Reply as Answer
+from fake_endpoint import choices, fake_server
 
 Recipe = Callable[..., Path]
 Consilience = Callable[..., Any]
@@ -123,3 +128,22 @@ def test_choosing_by_hand() -> None:
     assert nothing.kept_gold == {"replies empty, unparsed": 1}
     assert not nothing.pairs
     assert not choose([chat], found, lambda messages: False).chats
+
+
+def test_a_spent_budget_ends_no_stage_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    chats = [Conversation(f"{i}", (Message("user", f"Say {i}"), Message("assistant", "Gold"))) for i in range(4)]
+    replies = [Reply(chat.id, 0, "A reply", ReplyStatus.OK) for chat in chats]
+    usage = {"prompt_tokens": 10_000, "completion_tokens": 5}
+    with fake_server(lambda body, nth: Answer(choices("[[7]]", usage=usage))) as server:
+        for tokens, asked in ((12_000, 1), (100_000, 4)):  # a call may cost some 2,900
+            endpoint = EndpointSettings(url=server.url, model="m", concurrency=1, budget={"tokens": tokens})
+            settings = JudgeSettings(kind="rating", endpoint=endpoint)
+            with open_judge(settings, cache=tmp_path / "judge.sqlite") as judge:
+                if asked < len(chats):
+                    with pytest.raises(BackendError, match=r"With a larger budget the same command goes on"):
+                        rate_source(judge, chats, replies, tmp_path / "rated.jsonl", lambda done, total: None)
+                    assert not (tmp_path / "rated.jsonl").exists()
+                else:
+                    rate_source(judge, chats, replies, tmp_path / "rated.jsonl", lambda done, total: None)
+            assert len(server.asked) == asked  # what was answered is not asked again
+    assert [row["value"] for row in rows(tmp_path / "rated.jsonl")] == [7] * 4

@@ -243,24 +243,30 @@ def test_a_judge_that_is_gone_ends_no_stage_and_the_same_command_goes_on(
     assert states.get("unparsed", 0) == sum(row["state"] == "unparsed" for row in said) > 0
     assert sum(states.values()) == len(said) == 24
     assert "Without a reward, and not part of any: start " in (tmp_path / "run/report.html").read_text()
-    _are_of_the_held_out_prompts(run / "tiny/chat", tmp_path / "held_out.jsonl", said)
+    ended = [(row["id"], row["text"], row["logprob"]) for row in said if row["text"] and row["status"] == "ok"]
+    _are_behind_the_prompts_of(tmp_path / "held_out.jsonl", run / "tiny/chat", ended[:4])
+    pairs = {row["id"]: row for row in rows(tmp_path / "run/policy/round-1/pair/pairs.jsonl")}
+    referred = rows(tmp_path / "run/policy/round-1/reference/logprobs.jsonl")
+    learnt = [(row["id"], pairs[row["id"]]["chosen"]["text"], row["logprobs"][0]) for row in referred]
+    _are_behind_the_prompts_of(tmp_path / "pairs.jsonl", run / "tiny/chat", learnt)
 
 
-def _are_of_the_held_out_prompts(model: Path, held_out: Path, said: list[dict[str, Any]]) -> None:
-    """transformers' own log-probability of the first replies that ended, behind the prompts of the same place."""
+def _are_behind_the_prompts_of(data: Path, model: Path, found: list[tuple[str, str, float]]) -> None:
+    """The log-probabilities of replies are transformers' own, behind the prompts of the same place in `data`."""
+    assert found
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, policy = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-    prompts = read_preferences(held_out, pairs=False)
-    for row in [row for row in said if row["text"] and row["status"] == "ok"][:4]:
-        turns = [{"role": turn.role, "content": turn.content} for turn in prompts[int(row["id"])].prompt]
+    prompts = read_preferences(data, pairs=False)
+    for place, text, logprob in found:
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompts[int(place)].prompt]
         before = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        turns.append({"role": "assistant", "content": row["text"]})
+        turns.append({"role": "assistant", "content": text})
         ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)])
         with torch.no_grad():
             logprobs = policy(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[len(before) - 1 :]
-        assert row["logprob"] == pytest.approx(float(logprobs.sum()), abs=1.0)
+        assert logprob == pytest.approx(float(logprobs.sum()), abs=1e-3)
 
 
 def test_a_reference_of_another_vocabulary_is_refused(
