@@ -22,7 +22,7 @@ from consilience.annotate.tables import text_of
 from consilience.annotate.validate import agreement_with_gold, category_of, design_of, validate
 from consilience.errors import DataError
 from consilience.rng import stream
-from consilience.run import write_json
+from consilience.run import fingerprint, write_json
 from consilience.stats import krippendorff_alpha
 from consilience.stats.planning import items_for_half_width
 
@@ -35,8 +35,8 @@ WIDTHS = (0.05, 0.03, 0.02)  # half widths that the planning table is about
 def estimate(project: Project, *, by: str | None, formula: str | None, family: str | None) -> dict[str, Any]:
     """Everything that the gold sample and the labels say; kept in PROJECT/estimates.json, with earlier calls' results.
 
-    Results of other labels, another freeze or other gold are dropped. With a formula, PROJECT/dsl.csv is the table that
-    R's dsl package reads.
+    Results of other labels, another freeze, other gold or other data are dropped. With a formula, PROJECT/dsl.csv is
+    the table that R's dsl package reads.
     """
     frozen = read_frozen(project)
     book, seed = project.codebook, project.recipe.seed
@@ -48,6 +48,8 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
         "gold": digest([[c.gold.id, c.gold.label, c.gold.probability, c.gold.cluster] for c in sample.coded]),
         "rows": sample.rows,
         "corpus_is_sample": project.recipe.corpus_is_sample,
+        # Another cluster column, or another value of a covariate, gives other intervals.
+        "data": [project.recipe.data.model_dump(mode="json"), fingerprint(project.file(project.recipe.data.path))],
     }
     found = _earlier(project.folder / FILE, made_of)
     if "prevalence" not in found:

@@ -294,9 +294,20 @@ def _write_excel(
     table = read_table(source, encoding)
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet(source.stem[:31])
-    sheet.append([*table.columns, *(column.name for column in new)])
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    def cell(value: Any) -> Any:
+        """A text as a text: one that begins with "=" would else become a formula in the reader's hands."""
+        if not isinstance(value, str):
+            return value
+        made = WriteOnlyCell(sheet, value=ILLEGAL_CHARACTERS_RE.sub("\ufffd", value))
+        made.data_type = "s"
+        return made
+
+    sheet.append([cell(name) for name in (*table.columns, *(column.name for column in new))])
     for row, added in zip(table.rows, values, strict=True):
-        sheet.append([*row, *added])
+        sheet.append([cell(value) for value in (*row, *added)])
     book.save(target)
 
 

@@ -119,3 +119,15 @@ def test_excel_reads_the_first_sheet_and_skips_blank_rows(tmp_path: Path) -> Non
     book.save(tmp_path / "in.xlsx")
     table = read_table(tmp_path / "in.xlsx")
     assert (table.columns, [*table.rows]) == (("id", "text"), [(1, "a"), (2, "b")])
+
+
+def test_a_text_that_looks_like_a_formula_stays_a_text(tmp_path: Path) -> None:
+    link = '=HYPERLINK("http://example.org", "click")'
+    book = openpyxl.Workbook()
+    book.active.append(["text"])
+    book.active.append([link])
+    book.active["A2"].data_type = "s"
+    book.save(tmp_path / "in.xlsx")
+    write_beside(tmp_path / "in.xlsx", tmp_path / "out.xlsx", [NewColumn("label")], [["=1+1\x01"]])
+    cells = openpyxl.load_workbook(tmp_path / "out.xlsx").active[2]
+    assert [(cell.data_type, cell.value) for cell in cells] == [("s", link), ("s", "=1+1\ufffd")]
