@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from consilience.errors import ConfigError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "annotation" / "dsl_examples"
 
@@ -125,3 +128,64 @@ def test_a_million_rows_stream_in_bounded_memory(tmp_path: Path) -> None:
         with (project / "labelled.csv").open() as file:
             assert sum(1 for _ in file) == count + 1
     assert peaks[1] < peaks[0] + 60  # MiB; RUSAGE_CHILDREN is the largest child so far
+
+
+def test_the_gold_grows_and_what_was_chosen_by_stays_aside(tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    """The texts that dev looked at are those in its file; another draw from more gold would make test gold of them."""
+    rows = [{"text": f"t{i}", "pred": "yes" if i % 2 else "no", "human": ""} for i in range(60)]
+    project = make_project(tmp_path / "p", rows, "pred", "human", ["no", "yes"])
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"dev": {"items": 10}, "gold": "gold.csv"}))
+
+    def code(count: int) -> None:
+        lines = [f"{i + 1},{'yes' if i % 3 else 'no'}" for i in range(count)]
+        (project / "gold.csv").write_text("\n".join(["id,label", *lines]))
+
+    code(30)
+    assert consilience("annotate", "dev", project).code == 0
+    looked_at = {json.loads(line)["id"] for line in (project / "dev" / "other.given.jsonl").read_text().splitlines()}
+    code(50)
+    assert consilience("annotate", "freeze", project).code == 0
+    assert set(json.loads((project / "frozen.json").read_text())["dev_gold"]) == looked_at
+    assert consilience("annotate", "run", project).code == 0
+    assert consilience("annotate", "estimate", project, "--json").json["gold"] == 50 - 10
+
+
+def test_clusters_that_were_named_later_count(tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    rows = [
+        {"text": f"t{i}", "author": f"a{i % 7}", "pred": "yes" if i % 2 else "no", "human": "yes" if i % 3 else "no"}
+        for i in range(40)
+    ]
+    project = make_project(tmp_path / "p", rows, "pred", "human", ["no", "yes"])
+    for verb in ("freeze", "run", "estimate"):
+        assert consilience("annotate", verb, project).code == 0
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    recipe["data"]["cluster"] = "author"
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert consilience("annotate", "estimate", project, "--json").json["clusters"] == 7
+
+
+def test_a_servers_price_pace_and_key_are_no_part_of_what_is_frozen(
+    tmp_path: Path, consilience: Callable[..., Any]
+) -> None:
+    from consilience.annotate.freeze import read_frozen
+    from consilience.annotate.recipe import read_project
+
+    rows = [{"text": f"t{i}", "human": "yes" if i % 3 else "no"} for i in range(40)]
+    project = make_project(tmp_path / "p", rows, "pred", "human", ["no", "yes"])
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    recipe["strategies"] = {"zero_shot": {"answer": "free"}}
+
+    def served(**settings: Any) -> None:
+        endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"} | settings
+        recipe["models"] = {"other": {"endpoint": endpoint}}
+        (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    served(budget={"tokens": 9}, concurrency=1, retries=0)
+    assert consilience("annotate", "freeze", project).code == 0
+    price = {"input": 1, "output": 2}
+    served(budget={"money": 9}, price=price, timeout_s=5, requests_per_minute=3, api_key_env="A_KEY")
+    read_frozen(read_project(project))
+    served(model="another")
+    with pytest.raises(ConfigError, match="was 'm', now 'another'"):
+        read_frozen(read_project(project))

@@ -59,7 +59,7 @@ def identity(project: Project, name: str) -> dict[str, Any]:
     settings = project.recipe.models[model]
     return {
         "codebook": project.codebook.model_dump(mode="json"),
-        "model": settings.model_dump(mode="json"),
+        "model": settings.decides(),
         "model_fingerprint": fingerprints(settings, model, project.folder),
         "strategy": project.recipe.strategy_of(name).model_dump(mode="json"),
         "wording": project.recipe.wording.model_dump(mode="json"),

@@ -57,7 +57,11 @@ def compare_configurations(project: Project, on_progress: OnProgress) -> dict[st
 
     folder = project.folder / "dev"
     folder.mkdir(exist_ok=True)
-    results: dict[str, Any] = {"items": len(gold), "gold": digest([[item.id, item.label] for item in gold])}
+    results: dict[str, Any] = {
+        "items": len(gold),
+        "ids": [item.id for item in gold],
+        "gold": digest([[item.id, item.label] for item in gold]),
+    }
     results["configurations"] = {}
     made = Judging(project, gold, texts, clusters)
     for model, names in grouped_by_model(project, [*project.recipe.configurations]):

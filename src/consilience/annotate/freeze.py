@@ -11,10 +11,9 @@ from consilience.annotate.codebook import CLOSED
 from consilience.annotate.configuration import correction_from_json, digest, identity
 from consilience.annotate.corrections import Affine
 from consilience.annotate.dev import read_dev
-from consilience.annotate.gold import read_gold
 from consilience.annotate.recipe import Project
 from consilience.config import flatten
-from consilience.errors import ConfigError, DataError, pick
+from consilience.errors import ConfigError, pick
 from consilience.run import versions, write_json
 
 FROZEN = "frozen.json"
@@ -60,7 +59,7 @@ def freeze(project: Project, chosen: Sequence[str], *, force: bool = False) -> F
         "names": names,
         "configurations": configurations,
         "tried": [*dev["configurations"]] if dev else [],
-        "dev_gold": _dev_ids(project),
+        "dev_gold": dev["ids"] if dev else [],  # as they were drawn then: the gold may have grown since
         "versions": versions(),
     }
     record["digest"] = digest([names, configurations])
@@ -123,10 +122,3 @@ def _fixed(project: Project, name: str, dev: dict[str, Any] | None) -> dict[str,
         "prompt": tried["prompt"] if tried else None,
         "dev": tried["validation"]["agreement"] if tried and tried["identity"] == digest(identity_) else None,
     }
-
-
-def _dev_ids(project: Project) -> list[str]:
-    try:
-        return [item.id for item in read_gold(project).dev]
-    except (ConfigError, DataError):
-        return []  # gold may come later: nothing was tried on it then
