@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from consilience.cli.options import AsJson, Overrides
 from consilience.errors import ConfigError
 
 
@@ -27,12 +28,10 @@ def align(
     warped: Annotated[
         int, typer.Option(min=0, help="Texts on which the published, quadratic alignments are compared.")
     ] = 50,
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     html: Annotated[Path | None, typer.Option(help="Write a page about it, with examples, to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --html.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How well the tokens of sources meet a pivot's on your texts: positions, chunks, vocabulary. Needs no weights."""
     from consilience.cli.progress import watching

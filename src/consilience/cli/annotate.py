@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.options import AsJson, Overrides
+
 annotate = typer.Typer(
     help="Texts coded by open models under a codebook, checked against people, estimates corrected with their labels.",
     no_args_is_help=True,
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The project's recipe.yaml, or the folder it is in.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @annotate.command()

@@ -18,6 +18,7 @@ from consilience.cli.compare import compare, power
 from consilience.cli.evaluate import evaluate
 from consilience.cli.gold import gold
 from consilience.cli.merge import merge
+from consilience.cli.options import AsJson, Overrides
 from consilience.cli.prefer import prefer
 from consilience.cli.search import search
 from consilience.cli.serve import serve
@@ -29,9 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def main() -> None:

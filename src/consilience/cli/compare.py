@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from consilience.cli.options import AsJson
+
 
 def compare(
     logs: Annotated[
@@ -34,7 +36,7 @@ def compare(
     ] = 0.8,
     html: Annotated[Path | None, typer.Option(help="Write a page about it to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --html.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Which model is better, by how much, and how sure that is: paired differences of evaluation logs."""
     from consilience.pipelines.compare import CompareSettings, compare_logs
@@ -74,7 +76,7 @@ def power(
     level: Annotated[float, typer.Option(help="The level of the interval.")] = 0.95,
     cluster_size: Annotated[float, typer.Option(min=1, help="Items to a cluster.")] = 1.0,
     correlation: Annotated[float, typer.Option(help="Correlation of the items within a cluster.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How many items for a given width, or what difference so many items can show."""
     from consilience.pipelines.plan import Plan, plan

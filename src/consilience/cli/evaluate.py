@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.options import AsJson, Overrides
+
 
 def evaluate(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe: models and tasks; ready ones are in recipes/.")],
     out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
-    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
     retry: Annotated[bool, typer.Option("--retry", help="Ask again what ended with a server's error.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Models on tasks: replies, scores, paired differences with intervals, and a report."""
     from consilience.cli.progress import watching

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.options import AsJson
+
 gold = typer.Typer(
     help="Gold: draw a probability sample of texts, have people code it blind, see how far they agree.",
     no_args_is_help=True,
 )
 
 Project = Annotated[Path, typer.Argument(help="The project's folder, with codebook.yaml (and recipe.yaml).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @gold.command()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.options import AsJson, Overrides
 from consilience.errors import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -34,9 +35,7 @@ def merge(
     device: Annotated[str, typer.Option(help="cpu, or what torch calls a GPU: cuda, cuda:1.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores of this machine.")] = None,
     shard_size: Annotated[str, typer.Option(help="Bytes of a file of weights at most: 5GB, 500MB.")] = "5GB",
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
-    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
     force: Annotated[bool, typer.Option("--force", help="Replace a model that OUT holds.")] = False,
     copy_missing: Annotated[
         bool, typer.Option("--copy-missing", help="Copy tensors that only some inputs have, as they are.")
@@ -51,7 +50,7 @@ def merge(
         bool,
         typer.Option("--trust-remote-code", help="Merge models that need code of their own; copies it, runs none."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge fine-tunes of one base: a recipe of ours, or mergekit's YAML as it stands."""
     from consilience.merge.inspect import read_manifest, table, travelled

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
+from consilience.cli.options import AsJson, Overrides
+
 
 def prefer(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; ready ones are in recipes/.")],
     out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of the recipe.")
-    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    as_json: AsJson = False,
 ) -> None:
     """Align a chat model online: rounds of sample, judge, pair, train, swap the reference; every arm in one report."""
     from consilience.cli.progress import watching

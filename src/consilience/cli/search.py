@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.options import AsJson
 from consilience.errors import ConfigError
 
 
@@ -65,7 +66,7 @@ def search(
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Set one thing more: of the search, or of the recipe."),
     ] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a frozen model better with two small ones: search its replies by what a small one gained in tuning."""
     from consilience.cli.progress import watching
