@@ -15,8 +15,9 @@ from consilience.errors import BackendError, ConfigError, pick
 from consilience.fuse import AlignSettings
 from consilience.models import load_tokenizer
 from consilience.pipelines.chats import read_chats
+from consilience.pipelines.places import Places
 from consilience.pipelines.readings import Model, Texts, chat_texts, plain_texts, read_texts
-from consilience.pipelines.recipe import FuseRecipe, Places
+from consilience.pipelines.recipe import FuseRecipe
 from consilience.pipelines.tiny import make_tiny_world
 from consilience.pipelines.tokenizer_quality import TOP_K, OnProgress, SourceQuality, source_quality
 from consilience.records import read_conversations

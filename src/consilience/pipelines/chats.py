@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any
 
 from consilience.errors import ConfigError, DataError
-from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings, Places
+from consilience.pipelines.places import Places
+from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
 from consilience.records import Conversation, Message, conversation_of, read_conversations, read_rows, row_of
 from consilience.rng import stream
 

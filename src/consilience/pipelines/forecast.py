@@ -23,7 +23,8 @@ from consilience.models import load_tokenizer
 from consilience.models.score import LOGITS_HELD
 from consilience.pipelines.architectures import Size, size_of
 from consilience.pipelines.chats import read_chats
-from consilience.pipelines.recipe import FuseRecipe, Places
+from consilience.pipelines.places import Places
+from consilience.pipelines.recipe import FuseRecipe
 from consilience.pipelines.rehearsal import PIVOT, architecture_of
 from consilience.pipelines.targets import Target, targets_of
 from consilience.records import Conversation

@@ -57,7 +57,8 @@ from consilience.models import (
 )
 from consilience.pipelines.card import model_card
 from consilience.pipelines.chats import fingerprint_of_chats, fingerprint_of_data_set, read_chats
-from consilience.pipelines.recipe import REPLIES, FuseRecipe, Places, target_of
+from consilience.pipelines.places import Places
+from consilience.pipelines.recipe import REPLIES, FuseRecipe, target_of
 from consilience.pipelines.rehearsal import make_rehearsal, rehearsed
 from consilience.pipelines.replies import choose, rate_source, read_rated, read_replies, sample_source, write_chosen
 from consilience.pipelines.results import Evaluation, summarize
@@ -189,6 +190,9 @@ class _Fusion:
             name: self.places.model(path) for name, path in self.recipe.sources.items()
         }
         self.keys = {name: fingerprint(path) for name, path in self.paths.items()}
+        self.keys |= {
+            f"tasks/{name}": fingerprint(self.places.file(one.path)) for name, one in self.recipe.tasks.items()
+        }
         self.keys |= {"chats": fingerprint_of_chats(self.train_chats), "held out": fingerprint_of_chats(self.held_out)}
         self._refuse_unusable()
         if self.recipe.fusion.kind == "distributions":
@@ -275,7 +279,7 @@ class _Fusion:
                 self.train_chats,
                 settings,
                 folder,
-                model_hash=fingerprint(self.paths[name]),
+                model_hash=self.keys[name],
                 chat_template=self._shared_template(),
                 on_progress=functools.partial(self.on_progress, f"represent {name}"),
             )
@@ -415,16 +419,19 @@ class _Fusion:
     def _supervised_examples(self, chats: Sequence[Conversation], pivot: ChatModel) -> SupervisedExamples:
         """The chats that the pivot can read; the others were counted before."""
         limit = context_of(pivot.model, self.recipe.represent.max_tokens)
-        readable = [chat for chat in chats if self._pivot_can_read(chat.messages)]
-        rendered = [render(pivot.tokenizer, chat.messages, max_tokens=limit) for chat in readable]
-        return SupervisedExamples([chat.id for chat in readable], rendered)
+        read = {chat.id: self._as_the_pivot_reads(chat.messages, limit) for chat in chats}
+        rendered = {id_: one for id_, one in read.items() if one is not None}
+        return SupervisedExamples([*rendered], [*rendered.values()])
 
     def _pivot_can_read(self, messages: Sequence[Message]) -> bool:
+        return self._as_the_pivot_reads(messages) is not None
+
+    def _as_the_pivot_reads(self, messages: Sequence[Message], max_tokens: int | None = None) -> Rendered | None:
+        """A chat under the pivot's template; None where that refuses it."""
         try:
-            render(self._tokenizer(PIVOT), messages)
+            return render(self._tokenizer(PIVOT), messages, max_tokens=max_tokens)
         except DataError:
-            return False
-        return True
+            return None
 
     def _chosen_replies(self) -> list[Conversation]:
         """The training chats with the best-rated reply of all sources in the place of the last one."""
@@ -561,12 +568,11 @@ class _Fusion:
                 )
                 write_jsonl(folder / f"task-{task}.jsonl", map(asdict, answers))
 
-        tasks = {task: fingerprint(self.places.file(self.recipe.tasks[task].path)) for task in self.questions}
         folder = self._stage(
             f"evaluate/{name}",
             make,
-            after=[name, "held out"],
-            settings=[settings, tasks, *self.recipe.tasks.values()],
+            after=[name, "held out", *(f"tasks/{task}" for task in self.questions)],
+            settings=[settings, *self.recipe.tasks.values()],
         )
         return Evaluation(
             [ReplyLikelihood(**row) for row in _rows(folder / "likelihood.jsonl")],

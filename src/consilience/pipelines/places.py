@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from consilience.config import Settings
-from consilience.errors import BackendError, nearest
+from consilience.errors import BackendError, ConfigError, nearest
 
 FILE_NAME = re.compile(r"(?!.*\.partial$)\w[\w.-]*")  # names of models and tasks become folders of the run
 TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
@@ -20,6 +21,20 @@ class TinySettings(Settings):
 
     seed: int = 0
     steps_scale: float = Field(1.0, gt=0, description="shorter pretraining for tests")
+
+
+class FileOrShare(Settings):
+    """What is held out: a file of its own, or a share of the data."""
+
+    path: str | None = None
+    share: float | None = Field(None, gt=0, lt=1)
+    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.share is None):
+            raise ConfigError("held_out takes either path or share, not both and not neither")
+        return self
 
 
 class Places:

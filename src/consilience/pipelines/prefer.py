@@ -22,9 +22,9 @@ from consilience.config import load_recipe
 from consilience.errors import BackendError, ConfigError, DataError
 from consilience.judge import JudgeSettings
 from consilience.models import load_tokenizer
+from consilience.pipelines.places import Places
 from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of
 from consilience.pipelines.prefer_results import summarize
-from consilience.pipelines.recipe import Places
 from consilience.pipelines.tiny.preference import make_preference_world
 from consilience.prefer.data import Preference, read_preferences, slices
 from consilience.prefer.judging import Scorer

@@ -11,7 +11,7 @@ from consilience.config import Settings
 from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
 from consilience.models import Sampling
-from consilience.pipelines.recipe import FILE_NAME
+from consilience.pipelines.places import FILE_NAME, FileOrShare
 from consilience.prefer.rounds import EXPLORATIONS, ArmSettings
 
 POLICY = "policy"  # the only arm of a recipe that names none
@@ -33,18 +33,8 @@ class PreferenceDataSettings(Settings):
     limit: int | None = Field(None, ge=1)
 
 
-class HeldOutPromptsSettings(Settings):
+class HeldOutPromptsSettings(FileOrShare):
     """Prompts that policies are measured on: a file of their own, or the last share of `data`."""
-
-    path: str | None = None
-    share: float | None = Field(None, gt=0, lt=1)
-    limit: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.path is None) == (self.share is None):
-            raise ConfigError("held_out takes either path or share, not both and not neither")
-        return self
 
 
 class MeasureSettings(Settings):

@@ -14,9 +14,7 @@ from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSet
 from consilience.judge import JudgeSettings
 from consilience.merge import MergeSettings
 from consilience.models import Sampling
-from consilience.pipelines.places import FILE_NAME, TinySettings
-from consilience.pipelines.places import TINY as TINY
-from consilience.pipelines.places import Places as Places
+from consilience.pipelines.places import FILE_NAME, FileOrShare, TinySettings
 from consilience.train import TrainSettings
 
 REPLIES = "replies"  # the target that learns what a judge chose
@@ -32,19 +30,10 @@ class DataSettings(Settings):
     limit: int | None = Field(None, ge=1)
 
 
-class HeldOutSettings(Settings):
+class HeldOutSettings(FileOrShare):
     """Chats to evaluate on: a file of their own, or a share of the prompts of `data`, which then are not trained on."""
 
-    path: str | None = None
-    share: float | None = Field(None, gt=0, lt=1)
     group_key: str = "group"
-    limit: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.path is None) == (self.share is None):
-            raise ConfigError("held_out takes either path or share, not both and not neither")
-        return self
 
 
 class VariantSettings(Settings):

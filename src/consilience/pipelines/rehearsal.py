@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from consilience.errors import BackendError, ConfigError, pick
 from consilience.models import load_tokenizer
 from consilience.pipelines.architectures import ARCHITECTURES, LONGEST, shrunk
-from consilience.pipelines.recipe import TINY, DataSettings, FuseRecipe, HeldOutSettings, Places
+from consilience.pipelines.places import TINY, Places
+from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
 from consilience.pipelines.tiny import tokenizers
 from consilience.pipelines.tiny.world import SKILLS, draw_chats
 from consilience.records import Conversation, read_conversations, read_rows, row_of, write_jsonl

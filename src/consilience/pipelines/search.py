@@ -16,7 +16,7 @@ from consilience.config import flatten
 from consilience.errors import ConfigError, DataError, pick
 from consilience.models import load_model, load_tokenizer
 from consilience.models.endpoint import Endpoint, EndpointSettings, Status
-from consilience.pipelines.recipe import Places
+from consilience.pipelines.places import Places
 from consilience.records import Message, messages_of, read_rows, write_jsonl
 from consilience.run import fingerprint, write_json
 from consilience.search import (

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from consilience.report import numbers
 from consilience.report.figures import SERIES, ForestRow, curves, forest_plot
-from consilience.report.numbers import EstimateJson, with_interval
+from consilience.report.numbers import estimates_in, with_interval
 from consilience.report.page import environment, write_page
 
 ROLES = {"pivot": "pivot", "source": "sources", "control": "controls", "target": "targets", "merge": "merges"}
@@ -183,15 +183,6 @@ def chunks(pivot: Sequence[Box], source: Sequence[Box]) -> list[tuple[list[Box],
 def methods(results: Mapping[str, Any]) -> list[str]:
     """Every interval's method in `results`, with its level and units: `95 %, questions: mean, Student t`."""
     texts = (
-        f"{100 * found['level']:g} %, {found['units']}: {found['method']}" for found in _estimates(results["models"])
+        f"{100 * found['level']:g} %, {found['units']}: {found['method']}" for found in estimates_in(results["models"])
     )
     return sorted(dict.fromkeys(texts))
-
-
-def _estimates(tree: Any) -> Iterable[EstimateJson]:
-    if isinstance(tree, Mapping):
-        if {"value", "level", "method"} <= tree.keys():
-            yield tree
-        else:
-            for part in tree.values():
-                yield from _estimates(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from consilience.stats import shown_decimals
@@ -36,6 +36,19 @@ def with_interval(estimate: EstimateJson, decimals: int | None = None, signed: b
     """`0.031 [0.004, 0.058]`."""
     digits = decimals_of([estimate]) if decimals is None else decimals
     return f"{number(estimate['value'], digits, signed)} {interval(estimate, digits, signed)}"
+
+
+def estimates_in(tree: Any) -> Iterator[EstimateJson]:
+    """Every estimate in a tree of results."""
+    if isinstance(tree, Mapping):
+        if {"value", "level", "method"} <= tree.keys():
+            yield tree
+        else:
+            for part in tree.values():
+                yield from estimates_in(part)
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for part in tree:
+            yield from estimates_in(part)
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from consilience.report import numbers
 from consilience.report.figures import ForestRow, forest_plot
-from consilience.report.numbers import EstimateJson, with_interval
+from consilience.report.numbers import estimates_in, with_interval
 from consilience.report.page import environment, write_page
 
 PARTS = {"total": "in all", "same_data": "same data", "exploration": "exploration"}
@@ -37,7 +37,7 @@ def write_preference_report(results: Mapping[str, Any], path: Path) -> None:
                 for name in MEASURED
             },
             decimals_of=numbers.decimals_of,
-            methods=sorted({found["method"] for found in _estimates(results)}),
+            methods=sorted({found["method"] for found in estimates_in(results)}),
             units=results["units"],
         )
     )
@@ -92,15 +92,3 @@ def decomposition(found: Mapping[str, Any]) -> Markup:
         for part, shown in PARTS.items()
     ]
     return forest_plot(rows, [f"reward, {found['arm']} minus {found['baseline']}"], name="Parts of the difference")
-
-
-def _estimates(tree: Any) -> Iterator[EstimateJson]:
-    if isinstance(tree, Mapping):
-        if {"value", "level", "method"} <= tree.keys():
-            yield tree
-        else:
-            for part in tree.values():
-                yield from _estimates(part)
-    elif isinstance(tree, Sequence) and not isinstance(tree, str):
-        for part in tree:
-            yield from _estimates(part)

@@ -12,7 +12,8 @@ import pytest
 from consilience.config import load_recipe
 from consilience.errors import DataError
 from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
-from consilience.pipelines.recipe import DataSettings, FuseRecipe, Places
+from consilience.pipelines.places import Places
+from consilience.pipelines.recipe import DataSettings, FuseRecipe
 
 
 def test_a_group_key_that_no_chat_has_is_refused(recipe: Callable[..., Path], world: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from consilience.config import Settings, load_recipe, load_tree, parse
 from consilience.pipelines.demo import demo_recipe
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
+from consilience.pipelines.places import Places
 from consilience.pipelines.prefer_recipe import PreferRecipe
-from consilience.pipelines.recipe import FuseRecipe, Places
+from consilience.pipelines.recipe import FuseRecipe
 
 ALL = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 RECIPES = [path for path in ALL if "pivot" in load_tree(path)]
