@@ -93,6 +93,21 @@ def test_the_run_measures_the_target_beside_plain_fine_tuning(run: Path) -> None
     assert not (run / "represent").exists()
 
 
+def test_another_judge_rates_anew_what_was_sampled(
+    consilience: Consilience, replies_recipe: Path, run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(replies_recipe.read_text())
+    (tmp_path / "judge.py").write_text(JUDGE.replace("len(reply.strip())", "-len(reply.strip())"))
+    refused = consilience("fuse", path, "--out", run)
+    assert refused.code == 2
+    assert "input fusion.judge.function was" in refused.err
+    assert consilience("fuse", path, "--out", tmp_path / "run", "--reuse", run).code == 0
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    anew = {event["stage"] for event in events if "taken_from" not in event}
+    assert anew == {"ratings", "sample/replies", "train/replies", "evaluate/replies", "model"}
+
+
 def test_it_is_one_target_of_chats(consilience: Consilience, recipe: Recipe, tmp_path: Path) -> None:
     judged = {"kind": "replies", "judge": {"kind": "function", "function": "judge.py:score"}}
     for changes, expected in (

@@ -63,6 +63,12 @@ class JudgeSettings(Settings):
             raise ValueError(f"a judge of kind {self.kind!r} needs `prompts`, the file that its scores were made with")
         return self
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that it names, by what they are; what the judge says follows from them."""
+        named = {"prompts": self.prompts, "function": self.function and self.function.rpartition(":")[0]}
+        return {key: file for key, file in named.items() if file}
+
 
 class Opening:
     """What a judge is made of: settings, the recipe's folder, the cache of answers; closes what it opened."""

@@ -127,8 +127,7 @@ def _fingerprints(recipe: EvaluateRecipe, places: Places) -> dict[str, str]:
     for name, judge in recipe.judges.items():
         if judge.model is not None and not places.is_made_here(judge.model):
             found[f"judges.{name}.model"] = places.model(judge.model)
-        named = {"prompts": judge.prompts, "function": judge.function and judge.function.rpartition(":")[0]}
-        found |= {f"judges.{name}.{key}": places.file(file) for key, file in named.items() if file}
+        found |= {f"judges.{name}.{key}": places.file(file) for key, file in judge.files.items()}
     for key, file in found.items():
         if not file.exists():
             raise DataError(f"{key}: no file {str(file)!r}. Paths are relative to the recipe ({places.recipe_folder}).")

@@ -114,7 +114,7 @@ def fuse_recipe(
     settings = recipe.decides(exclude={"title", "note", "assumed"})
     inputs = _fingerprints(recipe, places, made_here=make_tiny is not None)
     with open_run(out, settings, inputs, others=reuse) as run:
-        return _Fusion(recipe, places, run, make_tiny, on_progress).carry_out()
+        return _Fusion(recipe, places, run, inputs, make_tiny, on_progress).carry_out()
 
 
 def _maker_of_tiny(
@@ -140,6 +140,9 @@ def _fingerprints(recipe: FuseRecipe, places: Places, *, made_here: bool) -> dic
     files = {"data": recipe.data.path, **{f"tasks.{name}": task.path for name, task in recipe.tasks.items()}}
     if recipe.held_out.path:
         files["held_out"] = recipe.held_out.path
+    if judge := recipe.fusion.judge:
+        models |= {"fusion.judge.model": judge.model} if judge.model else {}
+        files |= {f"fusion.judge.{key}": file for key, file in judge.files.items()}
     tiny = [name for name in (*models.values(), *files.values()) if places.is_made_here(name)]
     if tiny and not made_here:
         raise ConfigError(f"the recipe names {tiny[0]!r} but has no 'tiny:' block that makes it.")
@@ -168,6 +171,7 @@ class _Fusion:
         recipe: FuseRecipe,
         places: Places,
         run: RunFolder,
+        inputs: Mapping[str, str],
         make_tiny: Callable[[Path], None] | None,
         on_progress: OnProgress,
     ) -> None:
@@ -176,7 +180,7 @@ class _Fusion:
         self.representations: dict[str, Representation] = {}
         self.matches: dict[str, Match] = {}
         self.tokenizers: dict[str, Any] = {}  # by model; some take a second to read
-        self.keys: dict[str, str] = {}  # of models and chats, and of the stages that follow from them
+        self.keys = dict(inputs)  # of models, files and chats, and of the stages that follow from them
 
     def carry_out(self) -> FuseResult:
         if self.make_tiny is not None:
@@ -189,10 +193,8 @@ class _Fusion:
         self.paths = {PIVOT: self.places.model(self.recipe.pivot)} | {
             name: self.places.model(path) for name, path in self.recipe.sources.items()
         }
-        self.keys = {name: fingerprint(path) for name, path in self.paths.items()}
-        self.keys |= {
-            f"tasks/{name}": fingerprint(self.places.file(one.path)) for name, one in self.recipe.tasks.items()
-        }
+        tasks = {f"tasks/{name}": self.places.file(task.path) for name, task in self.recipe.tasks.items()}
+        self.keys |= {name: fingerprint(path) for name, path in (self.paths | tasks).items()}
         self.keys |= {"chats": fingerprint_of_chats(self.train_chats), "held out": fingerprint_of_chats(self.held_out)}
         self._refuse_unusable()
         if self.recipe.fusion.kind == "distributions":
@@ -374,6 +376,8 @@ class _Fusion:
                 self.recipe.train,
                 target.loss,
                 self.recipe.chunk_temperature,
+                self.recipe.represent.max_tokens,
+                self.recipe.represent.template,
                 self.recipe.seed,
                 self.recipe.threads,
             ],
@@ -445,8 +449,8 @@ class _Fusion:
                 on_progress = functools.partial(self.on_progress, f"sample {name}")
                 sample_source(sampler, self.train_chats, sampling, folder, on_progress)
 
-            inputs = ["chats", name]
-            sampled[name] = self._stage(f"replies/{name}", sample, after=inputs, settings=[sampling])
+            read_as = [sampling, self.recipe.represent.dtype, self.recipe.trust_remote_code]
+            sampled[name] = self._stage(f"replies/{name}", sample, after=["chats", name], settings=read_as)
 
         def rate(folder: Path) -> None:
             cache = self.run.path / "judge.sqlite"
@@ -455,8 +459,9 @@ class _Fusion:
                     on_progress = functools.partial(self.on_progress, f"rate {name}")
                     rate_source(judge, self.train_chats, read_replies(stage), folder / f"{name}.jsonl", on_progress)
 
+        files = [key for key in self.keys if key.startswith("fusion.judge.")]
         replies = [f"replies/{name}" for name in sampled]
-        rated = self._stage("ratings", rate, after=replies, settings=[judge_settings])
+        rated = self._stage("ratings", rate, after=[*replies, *files], settings=[judge_settings])
 
         def pick_best(folder: Path) -> None:
             found = [read_rated(name, read_replies(stage), rated / f"{name}.jsonl") for name, stage in sampled.items()]
@@ -465,7 +470,8 @@ class _Fusion:
             write_json(folder / "teachers.json", chosen.teachers)
             write_json(folder / "kept_gold.json", chosen.kept_gold)
 
-        return read_conversations(self._stage(f"sample/{REPLIES}", pick_best, after=["ratings"]) / "chats.jsonl")
+        chosen = self._stage(f"sample/{REPLIES}", pick_best, after=[PIVOT, "chats", "ratings"])
+        return read_conversations(chosen / "chats.jsonl")
 
     def _sample(self, target: Target, chosen: Path) -> list[Conversation]:
         """The training chats, the last reply of each taken from the source that wins there; gold where none does.
@@ -572,7 +578,7 @@ class _Fusion:
             f"evaluate/{name}",
             make,
             after=[name, "held out", *(f"tasks/{task}" for task in self.questions)],
-            settings=[settings, *self.recipe.tasks.values()],
+            settings=[settings, self.recipe.represent.template, *self.recipe.tasks.values()],
         )
         return Evaluation(
             [ReplyLikelihood(**row) for row in _rows(folder / "likelihood.jsonl")],

@@ -136,11 +136,7 @@ class PreferRecipe(ArmSettings):
 
 def files_of(recipe: PreferRecipe) -> dict[str, str]:
     """The data files and functions that the recipe names, by key."""
-    files = {"data": recipe.data.path}
-    if recipe.judge.function:
-        files["judge.function"] = recipe.judge.function.rpartition(":")[0]
-    if recipe.judge.prompts:
-        files["judge.prompts"] = recipe.judge.prompts
+    files = {"data": recipe.data.path} | {f"judge.{key}": file for key, file in recipe.judge.files.items()}
     if recipe.held_out.path:
         files["held_out"] = recipe.held_out.path
     return files
