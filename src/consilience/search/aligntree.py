@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from consilience.errors import ConsilienceError
-from consilience.search.chunks import result_of
+from consilience.search.chunks import open_both, result_of
 from consilience.search.guide import Guide
 from consilience.search.sampling import LargeModel, Wanted
 from consilience.search.selection import promise
@@ -60,14 +59,7 @@ class AlignTree:
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
         """Reads the prompt. Raises `DataError` when it does not fit a model or its template."""
-        opened = self.large.open(prompt, settings)
-        try:
-            guided = self.guide.open(prompt)
-        except ConsilienceError:
-            self.large.close(opened)
-            raise
-        if self.guide.by_ids:
-            opened.limit = min(opened.limit, self.guide.room(guided))
+        opened, guided = open_both(self.large, self.guide, prompt, settings)
         root = _State(self.large.root(opened))
         self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, root)
 

@@ -82,6 +82,24 @@ class _UnderWay:
     committed: str = ""
 
 
+def open_both(large: Proposer, guide: Guide | None, prompt: Prompt, settings: SearchSettings) -> tuple[Any, Any]:
+    """The prompt before the large model and before the guide, None where there is none; both are open, or neither.
+
+    A guide that reads the large model's ids limits the reply to the positions that it has itself.
+    """
+    opened = large.open(prompt, settings)
+    if guide is None:
+        return opened, None
+    try:
+        guided = guide.open(prompt)
+    except ConsilienceError:
+        large.close(opened)
+        raise
+    if guide.by_ids:
+        opened.limit = min(opened.limit, guide.room(guided))
+    return opened, guided
+
+
 class Search:
     """Searches under way, each for its own prompt and under its own settings."""
 
@@ -97,16 +115,7 @@ class Search:
             raise ConfigError("a search among several hypotheses needs a guide. Give one, or width 1 and successors 1.")
         if prompt.id in self.under_way:
             raise ConfigError(f"two prompts are called {prompt.id!r}. Give each its own id.")
-        opened = self.large.open(prompt, settings)
-        guided = None
-        if self.guide:
-            try:
-                guided = self.guide.open(prompt)
-            except ConsilienceError:
-                self.large.close(opened)
-                raise
-            if self.guide.by_ids:
-                opened.limit = min(opened.limit, self.guide.room(guided))
+        opened, guided = open_both(self.large, self.guide, prompt, settings)
         self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, [self.large.root(opened)])
 
     def cancel(self, id_: str) -> None:
