@@ -256,11 +256,13 @@ def _write_csv(
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
         writer.writerow([*table.columns, *(column.name for column in new)])
         for row, added in zip(table.rows, values, strict=True):
-            writer.writerow([*map(_cell, row), *map(_cell, added)])
+            writer.writerow([*map(text_of, row), *map(_short, added)])
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else text_of(value)
+def _short(value: Any) -> str:
+    """A number of ours in six digits; the user's own keep all of theirs."""
+    cut = isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+    return f"{value:.6g}" if cut else text_of(value)
 
 
 def _write_tsv(

@@ -131,3 +131,12 @@ def test_a_text_that_looks_like_a_formula_stays_a_text(tmp_path: Path) -> None:
     write_beside(tmp_path / "in.xlsx", tmp_path / "out.xlsx", [NewColumn("label")], [["=1+1\x01"]])
     cells = openpyxl.load_workbook(tmp_path / "out.xlsx").active[2]
     assert [(cell.data_type, cell.value) for cell in cells] == [("s", link), ("s", "=1+1\ufffd")]
+
+
+def test_the_user_s_numbers_keep_their_digits_in_a_csv_file(tmp_path: Path) -> None:
+    table = pyarrow.table({"income": [1234567.89, None, float("nan")], "text": ["a", "b", "c"]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    write_beside(
+        tmp_path / "in.parquet", tmp_path / "out.csv", [NewColumn("p", numeric=True)], [[1 / 3], [1.0], [None]]
+    )
+    assert (tmp_path / "out.csv").read_text() == "income,text,p\n1234567.89,a,0.333333\n,b,1\n,c,\n"
