@@ -408,14 +408,14 @@ def test_two_processes_in_one_run(consilience, recipe, tmp_path):
 
 
 def test_an_interrupted_run_says_that_it_goes_on(consilience, finished, tmp_path, monkeypatch):
-    import consilience.pipelines.fuse as pipeline
+    import consilience.pipelines.fusion_stages as stages
 
     def interrupt(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     path, undisturbed = finished
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "merge_checkpoints", interrupt)
+        patched.setattr(stages, "merge_checkpoints", interrupt)
         answer = consilience("fuse", path, "--out", tmp_path / "run")
     assert answer.code == 130
     assert answer.err.endswith("interrupted; the same command goes on from here.\n")

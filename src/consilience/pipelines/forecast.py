@@ -24,8 +24,8 @@ from consilience.models.score import LOGITS_HELD
 from consilience.pipelines.architectures import Size, size_of
 from consilience.pipelines.chats import read_chats
 from consilience.pipelines.places import Places
-from consilience.pipelines.recipe import FuseRecipe
-from consilience.pipelines.rehearsal import PIVOT, architecture_of
+from consilience.pipelines.recipe import PIVOT, FuseRecipe
+from consilience.pipelines.rehearsal import architecture_of
 from consilience.pipelines.targets import Target, targets_of
 from consilience.records import Conversation
 from consilience.train.head import BLOCK_LOGITS

@@ -17,6 +17,7 @@ from consilience.models import Sampling
 from consilience.pipelines.places import FILE_NAME, FileOrShare, TinySettings
 from consilience.train import TrainSettings
 
+PIVOT = "pivot"  # what the pivot is called among the models of a run
 REPLIES = "replies"  # the target that learns what a judge chose
 
 

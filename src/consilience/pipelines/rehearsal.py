@@ -19,13 +19,12 @@ from consilience.errors import BackendError, ConfigError, pick
 from consilience.models import load_tokenizer
 from consilience.pipelines.architectures import ARCHITECTURES, LONGEST, shrunk
 from consilience.pipelines.places import TINY, Places
-from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
+from consilience.pipelines.recipe import PIVOT, DataSettings, FuseRecipe, HeldOutSettings
 from consilience.pipelines.tiny import tokenizers
 from consilience.pipelines.tiny.world import SKILLS, draw_chats
 from consilience.records import Conversation, read_conversations, read_rows, row_of, write_jsonl
 from consilience.rng import seed_of, stream
 
-PIVOT = "pivot"
 CHATS, HELD_OUT, QUESTIONS = 48, 12, 4  # taken of the recipe's own
 PER_SKILL = 12  # made up where the recipe's own are not at hand
 # Gemma: "<bos><start_of_turn>user\nprompt<end_of_turn>\n<start_of_turn>model\nreply<end_of_turn>\n"
