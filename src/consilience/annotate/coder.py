@@ -21,9 +21,9 @@ from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import Engine, Failures, Messages
 from consilience.annotate.examples import chooser_of
 from consilience.annotate.injection import flags_of
-from consilience.annotate.recipe import StrategySettings
+from consilience.annotate.recipe import StrategySettings, refuse_unreadable
 from consilience.annotate.strategies import NONE, STRATEGIES, Ask, Asked, Shot, Wording, answer_of
-from consilience.errors import ConfigError, DataError
+from consilience.errors import DataError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampling
 from consilience.records import Message
 
@@ -111,9 +111,8 @@ class Coder:
 
         A server that does not tell them constrains the decoding itself. Raises `ConfigError` where it can do neither.
         """
+        refuse_unreadable(self.strategy, tells_probabilities=self.engine.scores)
         answer = self.strategy.answer
-        if answer == "labels" and not self.engine.scores:
-            raise ConfigError("a server does not tell the probabilities of labels; take letters, constrained or free.")
         return answer in ("labels", "letters") or (answer == "constrained" and self.engine.scores)
 
     @property
@@ -228,17 +227,27 @@ class Coder:
         return annotations
 
     def _by_replies(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
+        """Every sample is a draw of its own, with a reasoning of its own where the strategy reasons first."""
+        draws = self.strategy.samples
         asks = [self.ask(text) for text in texts]
-        prompts, reasoning = self._prompts(asks, ids)
+        reasons = bool(STRATEGIES[self.strategy.kind](asks[0]).then)
+        whole = draws if reasons else 1  # draws of reasoning and answer; else those of a prompt are asked for at once
+        keys = [id_ if whole == 1 else f"{id_}/{draw}" for id_ in ids for draw in range(whole)]
+        prompts, reasoning = self._prompts([ask for ask in asks for _ in range(whole)], keys)
         sampling = Sampling(
             temperature=self.strategy.temperature,
-            samples=self.strategy.samples,
+            samples=draws // whole,
             max_new_tokens=self.strategy.max_new_tokens,
             seed=self.seed,
         )
         schema = self._schema() if self.strategy.answer == "constrained" else None
-        replies = self._replies(prompts, ids, sampling, schema)
-        return [self._voted(id_, ask, replies[id_], said) for id_, ask, said in zip(ids, asks, reasoning, strict=True)]
+        replies = self._replies(prompts, keys, sampling, schema)
+        annotations = []
+        for place, (id_, ask) in enumerate(zip(ids, asks)):
+            own = range(place * whole, (place + 1) * whole)
+            said = tuple(words for i in own for words in reasoning[i])
+            annotations.append(self._voted(id_, ask, [reply for i in own for reply in replies[keys[i]]], said))
+        return annotations
 
     def _prompts(self, asks: Sequence[Ask], keys: Sequence[str]) -> tuple[list[Messages], list[tuple[str, ...]]]:
         """The chats that end where the answer is to stand; where a strategy reasons first, it does so now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from consilience.annotate.codebook import CLOSED
 from consilience.annotate.coder import Coder
 from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import Engine, fingerprints
-from consilience.annotate.recipe import Project
+from consilience.annotate.recipe import Project, refuse_unreadable
 from consilience.annotate.strategies import Shot
 from consilience.annotate.tables import place_of, read_table, text_of
-from consilience.errors import DataError
+from consilience.errors import ConfigError, DataError
 
 
 def pool_of(project: Project) -> tuple[Shot, ...]:
@@ -48,6 +48,17 @@ def coder_of(project: Project, name: str, engine: Engine, correction: Affine | N
         correction=correction,
         seed=project.recipe.seed,
     )
+
+
+def refuse_unanswerable(project: Project, names: Iterable[str]) -> None:
+    """Raises `ConfigError` at a configuration whose model cannot answer as its strategy asks; loads no model."""
+    for name in names:
+        settings = project.recipe.models[project.recipe.configurations[name][0]]
+        if settings.column is None:
+            try:
+                refuse_unreadable(project.recipe.strategy_of(name), tells_probabilities=settings.endpoint is None)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from None
 
 
 def identity(project: Project, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from consilience.annotate.configuration import (
     grouped_by_model,
     identity,
     pool_of,
+    refuse_unanswerable,
     scores_labels,
 )
 from consilience.annotate.corpus import corpus, rows_of
@@ -42,6 +44,7 @@ OnProgress = Callable[[str, int, int], None]
 
 def compare_configurations(project: Project, on_progress: OnProgress) -> dict[str, Any]:
     """Codes the development sample with every configuration of the recipe; writes PROJECT/dev, returns its results."""
+    refuse_unanswerable(project, project.recipe.configurations)
     gold = read_gold(project).dev
     if not gold:
         raise DataError(
@@ -72,12 +75,18 @@ def compare_configurations(project: Project, on_progress: OnProgress) -> dict[st
             by_id = {annotation.id: annotation for annotation in annotations}
             results["configurations"][names[0]] = made.result(names[0], [by_id[item.id] for item in gold])
             continue
-        engine = load_engine(model, settings, project.folder, project.recipe.batch_size)
-        for name in names:
-            found = made.coded(name, coder_of(project, name, engine), partial(on_progress, name))
-            results["configurations"][name] = found
+        results["configurations"] |= _by_model(made, model, names, on_progress)
     write_json(folder / "results.json", results)
     return results
+
+
+def _by_model(made: Judging, model: str, names: Sequence[str], on_progress: OnProgress) -> dict[str, Any]:
+    """The results of one model's configurations. The model is held here only, and let go before the next is loaded."""
+    recipe = made.project.recipe
+    with closing(load_engine(model, recipe.models[model], made.project.folder, recipe.batch_size)) as engine:
+        return {
+            name: made.coded(name, coder_of(made.project, name, engine), partial(on_progress, name)) for name in names
+        }
 
 
 @dataclass(frozen=True)

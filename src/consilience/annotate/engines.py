@@ -30,6 +30,7 @@ from consilience.run import fingerprint
 Messages = tuple[Message, ...]
 Failures = dict[int, tuple[Status, str]]  # by place: why there are no scores
 TOP = 20  # likeliest tokens that a server tells, OpenAI's most
+FEW = 5  # texts; when fewer all end in errors, it may be the texts that the server cannot take
 
 
 class Engine(Protocol):
@@ -48,6 +49,9 @@ class Engine(Protocol):
         self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
     ) -> Iterator[Reply]:
         """Replies, in any order, each with a status; with a JSON schema, if the engine can, only such as fulfil it."""
+
+    def close(self) -> None:
+        """Lets go of the model, or of the server and its cache."""
 
 
 @dataclass
@@ -78,6 +82,9 @@ class LocalEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
     ) -> Iterator[Reply]:
         return self.sampler.sample(prompts, sampling)
+
+    def close(self) -> None:
+        """The model goes when nobody holds it any more."""
 
 
 @dataclass
@@ -116,39 +123,41 @@ class EndpointEngine:
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
     ) -> Iterator[Reply]:
-        if schema is None:
-            replies = list(self.endpoint.sample(prompts, sampling))
-            _refuse_when_gone(self.endpoint.name, [(str(reply.status), reply.detail) for reply in replies])
-            yield from replies
-            return
-        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
-        requests = [
-            Request(
-                messages=prompt.messages,
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                extra={"response_format": form},
-            )
-            for prompt in prompts
-        ]
-        for prompt, answer in zip(prompts, self._asked(requests), strict=True):
-            yield Reply(prompt.id, 0, answer.text, ENDED[answer.status], detail=answer.reason)
+        extra = {}
+        if schema is not None:
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+            extra = {"response_format": form}
+        replies = list(self.endpoint.sample(prompts, sampling, extra=extra))
+        self._refuse_when_gone([(reply.status, reply.detail) for reply in replies], len(prompts))
+        yield from replies
+
+    def close(self) -> None:
+        self.endpoint.close()
 
     def _asked(self, requests: Sequence[Request]) -> list[Answer]:
         answers = self.endpoint.ask(requests)
-        _refuse_when_gone(self.endpoint.name, [(str(ENDED[answer.status]), answer.reason) for answer in answers])
+        self._refuse_when_gone([(ENDED[answer.status], answer.reason) for answer in answers], len(requests))
         return answers
 
+    def _refuse_when_gone(self, ended: Sequence[tuple[ReplyStatus, str]], texts: int) -> None:
+        """A server that is gone, or a budget that is spent, ends the run: its texts are not asked, and no errors.
 
-def _refuse_when_gone(name: str, ended: Sequence[tuple[str, str]]) -> None:
-    """A server that is gone, or a budget that is spent, ends the run: its texts are no errors of theirs, but not asked.
+        The batch in flight is not written, so the same command goes on with it. Where all of a few texts ended in
+        errors, a word of our own tells whether it is the texts or the server.
+        """
+        gone = [why for status, why in ended if status == ReplyStatus.OVER_BUDGET or why.startswith("not asked:")]
+        all_failed = bool(ended) and all(status == ReplyStatus.ERROR for status, _ in ended)
+        if all_failed and not gone and (texts >= FEW or not self._answers()):
+            gone = [why for _, why in ended]
+        if gone:
+            reason = gone[0].removeprefix("not asked: ")
+            raise BackendError(f"{self.endpoint.name} does not answer: {reason}. The same command goes on from here.")
 
-    The batch in flight is not written, so the same command goes on with it.
-    """
-    gone = [reason for status, reason in ended if status == ReplyStatus.OVER_BUDGET or reason.startswith("not asked:")]
-    if gone or (ended and all(status == ReplyStatus.ERROR for status, _ in ended)):
-        reason = (gone or [reason for _, reason in ended])[0].removeprefix("not asked: ")
-        raise BackendError(f"{name} does not answer: {reason}. The same command goes on from here.")
+    def _answers(self) -> bool:
+        """Whether the server answers at all, asked anew: the cache would only tell what it once said."""
+        with Endpoint(self.endpoint.settings) as endpoint:
+            (answer,) = endpoint.ask([Request(messages=(Message("user", "Say ok."),), max_tokens=1, temperature=0.0)])
+        return ENDED[answer.status] not in (ReplyStatus.ERROR, ReplyStatus.OVER_BUDGET)
 
 
 def load_engine(name: str, settings: ModelSettings, folder: Path, batch_size: int) -> Engine:

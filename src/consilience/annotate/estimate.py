@@ -14,6 +14,7 @@ from consilience.annotate.estimates import NAIVE, by_group, default_of, prevalen
 from consilience.annotate.freeze import Frozen, read_frozen
 from consilience.annotate.labels import read_labels
 from consilience.annotate.measured import Measured, measured
+from consilience.annotate.methods import run_records
 from consilience.annotate.recipe import Project
 from consilience.annotate.regress import regression, variables_of, write_dsl_table
 from consilience.annotate.run import FOLDER
@@ -47,6 +48,7 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
         "frozen": frozen.record["digest"],
         "gold": digest([[c.gold.id, c.gold.label, c.gold.probability, c.gold.cluster] for c in sample.coded]),
         "rows": sample.rows,
+        "labels": digest(run_records(project, frozen)),
         "corpus_is_sample": project.recipe.corpus_is_sample,
         # Another cluster column, or another value of a covariate, gives other intervals.
         "data": [project.recipe.data.model_dump(mode="json"), fingerprint(project.file(project.recipe.data.path))],

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from consilience.annotate.codebook import CLOSED
-from consilience.annotate.configuration import correction_from_json, digest, identity
+from consilience.annotate.configuration import correction_from_json, digest, identity, refuse_unanswerable
 from consilience.annotate.corrections import Affine
 from consilience.annotate.dev import read_dev
 from consilience.annotate.recipe import Project
@@ -52,6 +52,7 @@ def freeze(project: Project, chosen: Sequence[str], *, force: bool = False) -> F
     names = list(dict.fromkeys(chosen or known))
     for name in names:
         pick(known, name, "configuration")
+    refuse_unanswerable(project, names)
     dev = read_dev(project)
     configurations = {name: _fixed(project, name, dev) for name in names}
     record = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from consilience.annotate.answers import Status
 from consilience.annotate.coder import Annotation
 from consilience.errors import DataError
 
@@ -47,6 +48,29 @@ def read_labels(path: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(
                     f"{path}, line {number}: not JSON; the run has not finished, or the file is damaged."
                 ) from None
+
+
+def put_in_place(path: Path, again: Path) -> None:
+    """Lines of `path` that ended in an error give way to those of `again`, whose texts were coded anew in their order.
+
+    `again` is then removed. Stopped anywhere, the same call ends alike: the file is replaced as a whole, and lines that
+    took their places before find no error to take the place of.
+    """
+    if not again.is_file():
+        return
+    _cut_incomplete(again)
+    partial = path.with_name(path.name + ".partial")
+    with path.open("rb") as old, partial.open("wb") as new, again.open("rb") as file:
+        anew = next(file, None)
+        for line in old:
+            row = json.loads(line)
+            if anew is not None and row["status"] == Status.ERROR and json.loads(anew)["id"] == row["id"]:
+                line, anew = anew, next(file, None)
+            new.write(line)
+        new.flush()
+        os.fsync(new.fileno())
+    partial.rename(path)
+    again.unlink()
 
 
 def _cut_incomplete(path: Path) -> None:

@@ -80,7 +80,9 @@ def _configuration(project: Project, frozen: Frozen, name: str) -> str:
         said += (
             f" It ran from {run['started'][:10]} to {run['finished'][:10]}; texts without a label: {without or 'none'}"
         )
-        said += f"{flagged}{mass}."
+        again = sum(round_["texts"] for round_ in run.get("coded_again", []))
+        errors = f"; {again:,} codings that had ended in an error were made again" if again else ""
+        said += f"{flagged}{mass}{errors}."
     return said
 
 

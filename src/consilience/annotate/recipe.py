@@ -93,6 +93,17 @@ class StrategySettings(Settings):
         return self
 
 
+def refuse_unreadable(strategy: StrategySettings, *, tells_probabilities: bool) -> None:
+    """Raises `ConfigError` where a model that tells probabilities, or one that does not, cannot answer as is asked."""
+    if strategy.answer == "labels" and not tells_probabilities:
+        raise ConfigError("a server does not tell the probabilities of labels; take letters, constrained or free.")
+    if strategy.answer == "constrained" and strategy.samples > 1 and tells_probabilities:
+        raise ConfigError(
+            f"a model in this process tells the exact probability of every answer, of which {strategy.samples} "
+            "constrained samples would be draws. Leave samples and temperature out, or take answer: free."
+        )
+
+
 class ExamplesSettings(Settings):
     """A table of labelled texts to take few-shot examples from, beside the codebook's own. Never gold."""
 

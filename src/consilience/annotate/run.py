@@ -6,18 +6,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED
 from consilience.annotate.coder import Coder, GivenLabels, in_batches
 from consilience.annotate.configuration import coder_of, grouped_by_model
 from consilience.annotate.corpus import corpus
 from consilience.annotate.engines import load_engine
 from consilience.annotate.freeze import Frozen, read_frozen
-from consilience.annotate.labels import append, ids_so_far, read_labels
+from consilience.annotate.labels import append, ids_so_far, put_in_place, read_labels
 from consilience.annotate.recipe import Project
 from consilience.annotate.tables import NewColumn, kind_of, write_beside
 from consilience.errors import ConfigError, DataError
@@ -27,11 +28,11 @@ OnProgress = Callable[[str, int, int], None]
 FOLDER = "labels"
 
 
-def run(project: Project, on_progress: OnProgress) -> dict[str, Any]:
+def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> dict[str, Any]:
     """Codes every row with every frozen configuration, and writes the table with the labels beside.
 
     Leaves PROJECT/labels/CONFIGURATION.jsonl with its .json, and PROJECT/labelled.ENDING. The same command goes on with
-    a run that was stopped.
+    a run that was stopped. With `retry`, what ended in an error is coded again.
     """
     frozen = read_frozen(project)
     folder = project.folder / FOLDER
@@ -42,19 +43,43 @@ def run(project: Project, on_progress: OnProgress) -> dict[str, Any]:
         about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total}
         _start_anew_if_refrozen(folder, about, frozen)
         for model, names in grouped_by_model(project, list(frozen.names)):
-            waiting = [name for name in names if not (folder / f"{name}.json").is_file()]
+            waiting = [name for name in names if _waits(folder, name, retry)]
             column = project.recipe.models[model].column
             if waiting and column is not None:
                 given = {"engine": f"labels made elsewhere, in column {column}"}
                 _code(project, GivenLabels(project.codebook), waiting[0], folder, total, given, on_progress)
             elif waiting:
-                engine = load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)
-                for name in waiting:
-                    coder = coder_of(project, name, engine, frozen.correction(name))
-                    _code(project, coder, name, folder, total, engine.about, on_progress)
+                _code_by_model(project, frozen, model, waiting, total, on_progress, retry)
         target = write_labelled(project, frozen)
-    summaries = {name: json.loads((folder / f"{name}.json").read_text()) for name in frozen.names}
+    summaries = {name: _read_summary(folder, name) for name in frozen.names}
     return {"table": str(target), "rows": total, "configurations": summaries}
+
+
+def _waits(folder: Path, name: str, retry: bool) -> bool:
+    """Whether a configuration has something to code: it is not finished, or its errors are to be coded again."""
+    if not (folder / f"{name}.json").is_file():
+        return True
+    return retry and Status.ERROR in _read_summary(folder, name)["statuses"]
+
+
+def _code_by_model(
+    project: Project,
+    frozen: Frozen,
+    model: str,
+    names: list[str],
+    total: int,
+    on_progress: OnProgress,
+    retry: bool,
+) -> None:
+    """Codes with one model, which is held here only, and let go before the next is loaded."""
+    folder = project.folder / FOLDER
+    with closing(load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)) as engine:
+        for name in names:
+            coder = coder_of(project, name, engine, frozen.correction(name))
+            if not (folder / f"{name}.json").is_file():
+                _code(project, coder, name, folder, total, engine.about, on_progress)
+            if retry:
+                _code_errors_again(project, coder, name, folder, on_progress)
 
 
 def _code(
@@ -67,7 +92,7 @@ def _code(
     on_progress: OnProgress,
 ) -> None:
     path = folder / f"{name}.jsonl"
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started = _now()
     column = project.recipe.models[project.recipe.configurations[name][0]].column
     rows = ((row.id, row.text) for row in corpus(project, text=column))
     done = 0
@@ -83,9 +108,44 @@ def _code(
         append(path, coder.code(ids, texts))
         done += len(ids)
         on_progress(name, done, total)
-    summary = summarise(path)
-    about = {"engine": engine, "started": started, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(folder / f"{name}.json", about | {"resumed_at": resumed, "versions": versions()} | summary)
+    about = {"engine": engine, "started": started, "finished": _now(), "resumed_at": resumed, "coded_again": []}
+    write_json(folder / f"{name}.json", about | {"versions": versions()} | summarise(path))
+
+
+def _code_errors_again(project: Project, coder: Coder, name: str, folder: Path, on_progress: OnProgress) -> None:
+    """Codes again the lines that ended in an error, and nothing else.
+
+    What is coded lies in NAME.again.jsonl until it takes its lines' places: when all is done, when the server goes
+    away, or at the next call after a kill.
+    """
+    path, again = folder / f"{name}.jsonl", folder / f"{name}.again.jsonl"
+    put_in_place(path, again)
+    record = _read_summary(folder, name)
+    errors = summarise(path)["statuses"].get(Status.ERROR, 0)
+    rows = (
+        (row.id, row.text)
+        for row, line in zip(corpus(project), read_labels(path), strict=True)
+        if line["status"] == Status.ERROR
+    )
+    done = 0
+    try:
+        for ids, texts in in_batches(rows, project.recipe.batch_size):
+            append(again, coder.code(ids, texts))
+            done += len(ids)
+            on_progress(f"{name}, errors", done, errors)
+    finally:
+        put_in_place(path, again)
+        record.setdefault("coded_again", []).append({"finished": _now(), "texts": done})
+        write_json(folder / f"{name}.json", record | summarise(path))
+
+
+def _read_summary(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def summarise(path: Path) -> dict[str, Any]:

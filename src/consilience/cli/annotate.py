@@ -99,7 +99,13 @@ def freeze(
 
 
 @annotate.command()
-def run(recipe: Recipe, as_json: AsJson = False) -> None:
+def run(
+    recipe: Recipe,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Code again what ended in an error, and nothing else.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """The whole corpus, coded by what is frozen; the labels beside the columns of the table. Resumes."""
     from consilience.cli.annotate_tables import run_table
     from consilience.cli.progress import watching
@@ -107,8 +113,8 @@ def run(recipe: Recipe, as_json: AsJson = False) -> None:
     with watching() as on_progress:
         from consilience.annotate.run import run as code
 
-        results = code(_project(recipe, []), on_progress)
-    print(json.dumps(results) if as_json else run_table(results))
+        results = code(_project(recipe, []), on_progress, retry=retry)
+    print(json.dumps(results) if as_json else run_table(results, f"consilience annotate run {recipe} --retry"))
 
 
 @annotate.command()

@@ -38,8 +38,8 @@ def dev_table(results: Mapping[str, Any]) -> str:
     return columns(rows) + "\n\n" + "\n".join([*notes, *foot])
 
 
-def run_table(results: Mapping[str, Any]) -> str:
-    """What became of the rows under every frozen configuration."""
+def run_table(results: Mapping[str, Any], retry: str) -> str:
+    """What became of the rows under every frozen configuration; `retry` is the command that codes errors again."""
     blocks = []
     for name, found in results["configurations"].items():
         rows = [("configuration", name)]
@@ -50,6 +50,9 @@ def run_table(results: Mapping[str, Any]) -> str:
         if found["mean_mass"] is not None:
             rows.append(("  mean mass on the labels", f"{found['mean_mass']:.3f}"))
         blocks.append(columns(rows))
+    errors = sum(found["statuses"].get("error", 0) for found in results["configurations"].values())
+    if errors:
+        blocks.append(f"{errors} codings ended in an error and have no label; to code these again:\n{retry}")
     return "\n\n".join(blocks) + f"\n\nrows    {results['rows']}\ntable   {results['table']}"
 
 

@@ -192,3 +192,64 @@ def test_no_label_comes_out_of_scores_that_are_no_numbers(engine: Engine) -> Non
     broken = replace(coder(engine), correction=Affine(np.eye(3), np.full(3, np.nan)))
     with pytest.raises(DataError, match=r"text a: .* no numbers"):
         broken.code(IDS, TEXTS)
+
+
+VOTE = {"answer": "constrained", "samples": 5, "temperature": 0.7}
+
+
+def test_constrained_samples_of_a_server_are_draws_of_their_own() -> None:
+    """Three of five say green; each call of the server has a seed, and another text another one."""
+    said = ["green", "red", "green", "blue", "green"]
+
+    def behave(body: Json, nth: int) -> Reply:
+        assert body["response_format"]["type"] == "json_schema"
+        return Reply(choices(*[json.dumps({"label": label}) for label in said[: body["n"]]]))
+
+    with fake_server(behave) as server:
+        found = server_coder(server.url, **VOTE).code(IDS[:2], TEXTS[:2])
+    assert [each.label for each in found] == ["green", "green"]
+    assert found[0].probabilities == {"green": 3 / 5, "red": 1 / 5, "blue": 1 / 5}
+    assert [asked.body["n"] for asked in server.asked] == [5, 5]
+    assert len({asked.body["seed"] for asked in server.asked}) == 2
+
+
+def test_a_server_that_draws_one_at_a_time_is_given_a_seed_for_each() -> None:
+    with fake_server(lambda body, nth: Reply(choices(json.dumps({"label": "red"})))) as server:
+        found = server_coder(server.url, **VOTE).code(IDS[:1], TEXTS[:1])[0]
+    assert found.probabilities == {"red": 1.0}
+    assert len({asked.body["seed"] for asked in server.asked}) == 5
+
+
+def test_every_sample_of_a_chain_of_thought_has_its_own_reasoning() -> None:
+    def behave(body: Json, nth: int) -> Reply:
+        reasoned = body["messages"][-2]["role"] == "assistant"
+        said = "green" if reasoned and "odd" in body["messages"][-2]["content"] else "red"
+        return Reply(choices(said if reasoned else f"reasoning {'odd' if nth % 2 else 'even'} {nth}"))
+
+    with fake_server(behave) as server:
+        found = server_coder(server.url, kind="chain_of_thought", answer="free", samples=3, temperature=0.7).code(
+            IDS[:1], TEXTS[:1]
+        )[0]
+    reasonings, answers = found.raw[:3], found.raw[3:]
+    assert len(set(reasonings)) == 3
+    assert answers == tuple("green" if "odd" in words else "red" for words in reasonings)
+
+
+def test_samples_of_what_is_known_exactly_are_refused(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match="exact probability of every answer, of which 5 constrained samples"):
+        coder(engine, **VOTE).code(IDS, TEXTS)
+
+
+def test_a_text_that_a_server_cannot_take_is_an_error_of_its_own() -> None:
+    """Alone in its batch it looks like a server that is gone; a word of our own tells that it is not."""
+
+    def behave(body: Json, nth: int) -> Reply:
+        bad = "lamp" in body["messages"][-1]["content"]
+        return Reply(b'{"error": {"message": "cannot take this"}}', status=400) if bad else Reply(choices("red"))
+
+    with fake_server(behave) as server:
+        made = server_coder(server.url, answer="free")
+        assert [each.status for each in made.code(IDS[:2], TEXTS[:2])] == [Status.OK, Status.ERROR]
+        (alone,) = made.code(IDS[1:2], TEXTS[1:2])
+    assert (alone.status, alone.label) == (Status.ERROR, None)
+    assert "cannot take this" in alone.detail

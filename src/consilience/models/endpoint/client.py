@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from consilience.errors import ConfigError
 from consilience.models.endpoint.answer import Answer, Status
@@ -98,12 +99,15 @@ class Endpoint:
         """The model and where it is."""
         return f"{self.settings.model} at {self.settings.url}"
 
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, extra: Mapping[str, Any] | None = None
+    ) -> Iterator[Reply]:
         """`sampling.samples` replies to every prompt, as they arrive: see `models.Sampler`.
 
         A prompt's seed depends on `sampling.seed` and its id; whether a server keeps to it is the server's affair.
+        `extra` are further fields of every request, such as `response_format`.
         """
-        asked = [(prompt.id, request) for prompt in prompts for request in _requests(prompt, sampling)]
+        asked = [(prompt.id, request) for prompt in prompts for request in _requests(prompt, sampling, extra or {})]
         for place, answer in self.each(request for _, request in asked):
             id_, request = asked[place]
             # A server counts the tokens of a call, not those of each sample.
@@ -248,8 +252,9 @@ class Endpoint:
             self._on_note(note)
 
 
-def _requests(prompt: Prompt, sampling: Sampling) -> list[Request]:
+def _requests(prompt: Prompt, sampling: Sampling, extra: Mapping[str, Any]) -> list[Request]:
     greedy = sampling.temperature == 0
+    of_sampling = {} if greedy or not sampling.top_k else {"top_k": sampling.top_k}  # not OpenAI's, but most others'
     first = Request(
         messages=prompt.messages,
         max_tokens=sampling.max_new_tokens,
@@ -257,7 +262,7 @@ def _requests(prompt: Prompt, sampling: Sampling) -> list[Request]:
         top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         stop=sampling.stop,
         seed=None if greedy else seed_of(sampling.seed, prompt.id) % 2**30,  # servers hold 32 bits, or 31
-        extra={} if greedy or not sampling.top_k else {"top_k": sampling.top_k},  # not OpenAI's, but most others'
+        extra={**of_sampling, **extra},
     )
     return samples(first, sampling.samples)
 
