@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi.testclient import TestClient
 from gold_project import design_words, make_project, plan_words
 
 from consilience.annotate.codebook import read_codebook
-from consilience.serve.coding import codebook_json, coding_app
+from consilience.serve.coding import codebook_json, coding_app, coding_page, kept_token
 
 TOKEN = "the-token"
 
@@ -182,3 +183,22 @@ def test_more_labels_than_digits_have_letters_for_keys(tmp_path: Path) -> None:
     assert keys[:11] == [*"123456789ab"]
     assert not set("enux") & set(keys)
     assert keys[-2:] == ["", ""]
+
+
+def test_the_token_is_not_in_what_colleagues_are_given(project: Path) -> None:
+    """Beside the store, for its owner's eyes; the same at the next start, and another where the file was spoilt."""
+    first = coding_page(project, read_codebook(project / "codebook.yaml"))
+    first.socket.close()
+    (url,) = first.urls
+    token = url.partition("#")[2]
+    kept = project / "gold.token"
+    assert kept.read_text().strip() == token
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    for shared in project.glob("gold.*"):
+        assert shared == kept or token.encode() not in shared.read_bytes()
+    kept.chmod(0o644)
+    assert kept_token(kept) == token
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.write_text("short")
+    assert len(kept_token(kept)) == len(token)
+    assert kept_token(kept) != token

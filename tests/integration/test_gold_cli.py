@@ -170,7 +170,9 @@ def test_annotate_reads_the_gold_table(consilience: Consilience, project: Path, 
     (tmp_path / "done.csv").write_text(filled)
     consilience("gold", "import", project, tmp_path / "done.csv", "--coder", "anna")
     gold = read_gold(read_project(project))
-    assert (len(gold.dev) + len(gold.test), gold.uncoded, gold.coders) == (10, 6, ("anna",))
+    assert (len(gold.dev) + len(gold.test), gold.coders) == (10, ("anna",))
+    assert len(gold.test) + len(gold.unlabelled) == 12
+    assert {text.why for text in gold.unlabelled} <= {"uncoded"}
     for part in (gold.dev, gold.test):  # what is coded of a part stands for the strata that it has texts of
         strata = {"QUELLE": 30, "ZUNFT": 10}
         stands_for = sum(1 / item.probability for item in part)

@@ -20,6 +20,7 @@ from consilience.annotate.regress import regression, variables_of, write_dsl_tab
 from consilience.annotate.run import FOLDER
 from consilience.annotate.sample import Sample, read_sample
 from consilience.annotate.tables import text_of
+from consilience.annotate.unlabelled import undecided_share, without_label
 from consilience.annotate.validate import agreement_with_gold, category_of, design_of, validate
 from consilience.errors import DataError
 from consilience.rng import stream
@@ -47,6 +48,7 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
     made_of = {
         "frozen": frozen.record["digest"],
         "gold": digest([[c.gold.id, c.gold.label, c.gold.probability, c.gold.cluster] for c in sample.coded]),
+        "unlabelled": digest([[text.id, text.why] for text in sample.unlabelled]),
         "rows": sample.rows,
         "labels": digest(run_records(project, frozen)),
         "corpus_is_sample": project.recipe.corpus_is_sample,
@@ -98,13 +100,13 @@ def _about_the_whole(project: Project, frozen: Frozen, sample: Sample) -> dict[s
         "unit": book.unit,
         "rows": sample.rows,
         "gold": len(sample.coded),
-        "gold_uncoded": sample.uncoded,
         "clusters": None if clusters is None else len(set(clusters)),
         "counts": sample.counts,
         "validation": validate(sample.coded, book, counts=sample.counts, seed=seed),
         "prevalence": shares,
         "multiverse": multiverse,
         "stability": stability(project, frozen),
+        "without_label": without_label(sample, book, shares),
         "planning": _planning(shares, len(sample.coded)),
         "not_included": not_included(sample, frozen, project),
         "sentences": [_sentence(name, ways, multiverse, frozen, sample, book.unit) for name, ways in shares.items()],
@@ -117,8 +119,8 @@ def not_included(sample: Sample, frozen: Frozen, project: Project) -> list[str]:
     coders = "disagreement of the coders" if several else "other coders: each gold text has one code"
     found = [coders]
     found.append("other prompts and models" + ("" if len(frozen.names) == 1 else ", but for those shown beside"))
-    if sample.uncoded:
-        found.append(f"{sample.uncoded} drawn texts without a final label, which may be harder than the others")
+    if undecided_share(sample):
+        found.append("drawn texts without a final label, which may be harder than the others")
     if not project.recipe.corpus_is_sample:
         found.append("texts beyond this corpus")
     return found

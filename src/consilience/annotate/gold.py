@@ -1,12 +1,13 @@
 """Gold: what people coded, with the design by which the texts were drawn for it.
 
 A table with a row per text: `id`, `label` (or a column of the variable's name), and where there are any `split`,
-`probability`, `stratum`, `cluster` and one `coder:NAME` column per coder.
+`probability`, `stratum`, `cluster`, `gold_status` and one `coder:NAME` column per coder.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +23,16 @@ from consilience.rng import stream
 
 DEV, TEST = "dev", "test"
 CODER = "coder:"
+UNCODED = "uncoded"
+GOLD_STATUS = "gold_status"  # why a drawn text has a final label or none; a coding's own `status` is another matter
 
 
 @dataclass(frozen=True, slots=True)
 class GoldItem:
     """A text that was drawn and coded. `probability` is that of being drawn; None: all texts had the same.
 
-    `coders` holds each coder's own label; `label` is the one that counts.
+    `coders` holds each coder's own label; `label` is the one that counts. `probability` is already multiplied by
+    `coded_share`, the share of the stratum's drawn texts that have a label: coded in part, it is a smaller sample.
     """
 
     id: str
@@ -38,15 +42,27 @@ class GoldItem:
     stratum: str = ""
     cluster: str = ""
     coders: Mapping[str, str] = field(default_factory=dict)
+    coded_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A drawn text without a final label; `why` is its `gold_status`, such as unclear or disagreement."""
+
+    id: str
+    why: str
+    split: str = TEST
+    probability: float | None = None
+    stratum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The gold of a project by split; `uncoded` texts were drawn and have no label yet."""
+    """The gold of a project by split; `unlabelled` are the texts drawn for the test that have no final label."""
 
     dev: tuple[GoldItem, ...]
     test: tuple[GoldItem, ...]
-    uncoded: int = 0
+    unlabelled: tuple[Unlabelled, ...] = ()
 
     @property
     def coders(self) -> tuple[str, ...]:
@@ -63,9 +79,9 @@ def read_gold(project: Project, chosen_by: Collection[str] = ()) -> Gold:
     codebook, an id that comes twice, a probability outside 0 to 1, and no gold at all.
     """
     recipe = project.recipe
+    unlabelled: list[Unlabelled] = []
     if recipe.gold.column is not None:
-        items, uncoded = _from_column(project, recipe.gold.column)
-        has_split = False
+        items, has_split = _from_column(project, recipe.gold.column), False
     else:
         path = project.file(recipe.gold.path or "")
         if not path.is_file():
@@ -73,12 +89,13 @@ def read_gold(project: Project, chosen_by: Collection[str] = ()) -> Gold:
                 f"no gold {path}. Draw a sample and code it (consilience gold plan, then gold code), or give a table "
                 "with the columns id and label (gold: in the recipe)."
             )
-        items, uncoded, has_split = _from_table(path, project.codebook, recipe.gold.encoding)
+        items, unlabelled, has_split = _from_table(path, project.codebook, recipe.gold.encoding)
     if not items:
-        raise DataError(f"the gold holds no coded text yet ({uncoded} drawn). Code some first.")
+        raise DataError(f"the gold holds no coded text yet ({len(unlabelled)} drawn). Code some first.")
+    items = _weighted_as_coded(items, unlabelled)
     if has_split:
-        return _by_split(items, uncoded)
-    return _set_aside(items, chosen_by, recipe.dev.items, recipe.seed, uncoded)
+        return _by_split(items, unlabelled)
+    return _set_aside(items, chosen_by, recipe.dev.items, recipe.seed, unlabelled)
 
 
 def refuse_examples(gold: Sequence[GoldItem], texts: Mapping[str, str], shown: Collection[str]) -> None:
@@ -100,9 +117,9 @@ def refuse_too_few(gold: Sequence[GoldItem], codebook: Codebook, what: str) -> N
         )
 
 
-def _from_table(path: Path, codebook: Codebook, encoding: str) -> tuple[list[GoldItem], int, bool]:
+def _from_table(path: Path, codebook: Codebook, encoding: str) -> tuple[list[GoldItem], list[Unlabelled], bool]:
     items: dict[str, GoldItem] = {}
-    uncoded = 0
+    unlabelled: dict[str, Unlabelled] = {}
     columns: Sequence[str] = ()
     for number, row in enumerate(records(path, encoding), start=1):
         where = f"{path}, row {number}"
@@ -111,18 +128,21 @@ def _from_table(path: Path, codebook: Codebook, encoding: str) -> tuple[list[Gol
         if "id" not in row or column is None:
             raise DataError(f"{path} has the columns {', '.join(row)}; expected id and label.")
         id_ = text_of(row["id"])
-        if id_ in items:
+        if id_ in items or id_ in unlabelled:
             raise DataError(f"{where}: the id {id_!r} comes twice.")
         label = _label(text_of(row[column]), codebook, where)
+        drawn: dict[str, Any] = {
+            "split": _split(row.get("split"), where),
+            "probability": _probability(row.get("probability"), where),
+            "stratum": text_of(row.get("stratum")),
+        }
         if label is None:
-            uncoded += 1
+            unlabelled[id_] = Unlabelled(id_, text_of(row.get(GOLD_STATUS)) or "no label", **drawn)
             continue
         items[id_] = GoldItem(
             id=id_,
             label=label,
-            split=_split(row.get("split"), where),
-            probability=_probability(row.get("probability"), where),
-            stratum=text_of(row.get("stratum")),
+            **drawn,
             cluster=text_of(row.get("cluster")),
             coders={
                 name.removeprefix(CODER): code
@@ -130,21 +150,38 @@ def _from_table(path: Path, codebook: Codebook, encoding: str) -> tuple[list[Gol
                 if name.startswith(CODER) and (code := _label(text_of(row[name]), codebook, where)) is not None
             },
         )
-    if len({item.probability is None for item in items.values()}) > 1:
+    probabilities = [item.probability for item in items.values()] + [text.probability for text in unlabelled.values()]
+    if len({probability is None for probability in probabilities}) > 1:
         raise DataError(f"{path}: some rows have a probability of being drawn and some have none.")
-    return [*items.values()], uncoded, "split" in columns
+    return [*items.values()], [*unlabelled.values()], "split" in columns
 
 
-def _from_column(project: Project, column: str) -> tuple[list[GoldItem], int]:
+def _from_column(project: Project, column: str) -> list[GoldItem]:
     items = []
     for number, row in enumerate(corpus(project, [column]), start=1):
         label = _label(text_of(row.values[0]), project.codebook, f"{project.recipe.data.path}, row {number}")
         if label is not None:
             items.append(GoldItem(row.id, label))
-    return items, 0
+    return items
 
 
-def _set_aside(items: Sequence[GoldItem], chosen_by: Collection[str], count: int, seed: int, uncoded: int) -> Gold:
+def _weighted_as_coded(items: Sequence[GoldItem], unlabelled: Sequence[Unlabelled]) -> list[GoldItem]:
+    """The items with the probabilities of a sample that is coded in part, by split and stratum."""
+    coded = Counter((item.split, item.stratum) for item in items)
+    left = Counter((text.split, text.stratum) for text in unlabelled)
+    found = []
+    for item in items:
+        cell = item.split, item.stratum
+        share = coded[cell] / (coded[cell] + left[cell])
+        found.append(
+            replace(item, coded_share=share, probability=None if item.probability is None else item.probability * share)
+        )
+    return found
+
+
+def _set_aside(
+    items: Sequence[GoldItem], chosen_by: Collection[str], count: int, seed: int, unlabelled: Sequence[Unlabelled]
+) -> Gold:
     there = [item.id for item in items if item.id in chosen_by]
     count = len(there) or count
     if count and len(items) < 2 * count:
@@ -158,14 +195,14 @@ def _set_aside(items: Sequence[GoldItem], chosen_by: Collection[str], count: int
         replace(item, split=DEV if item.id in drawn else TEST, probability=item.probability and item.probability * kept)
         for item in items
     ]
-    return _by_split(thinned, uncoded)
+    return _by_split(thinned, unlabelled)
 
 
-def _by_split(items: Sequence[GoldItem], uncoded: int) -> Gold:
+def _by_split(items: Sequence[GoldItem], unlabelled: Sequence[Unlabelled]) -> Gold:
     return Gold(
         dev=tuple(item for item in items if item.split == DEV),
         test=tuple(item for item in items if item.split == TEST),
-        uncoded=uncoded,
+        unlabelled=tuple(text for text in unlabelled if text.split == TEST),
     )
 
 

@@ -116,7 +116,7 @@ def _gold(estimates: dict[str, Any], gold: Gold) -> str:
     if coders:
         parts.append(f"by {len(coders)} coder{'s' if len(coders) > 1 else ''}, {double} of them coded more than once")
     said = ", ".join(parts) + "."
-    return said + (f" {gold.uncoded} drawn texts have no code yet." if gold.uncoded else "")
+    return " ".join([said, *estimates["without_label"]["sentences"]])
 
 
 def _estimates(project: Project, estimates: dict[str, Any]) -> str:

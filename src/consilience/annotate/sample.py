@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from consilience.annotate.configuration import pool_of
 from consilience.annotate.corpus import corpus
 from consilience.annotate.freeze import Frozen
-from consilience.annotate.gold import Gold, read_gold, refuse_examples, refuse_too_few
+from consilience.annotate.gold import Gold, Unlabelled, read_gold, refuse_examples, refuse_too_few
 from consilience.annotate.labels import read_labels
 from consilience.annotate.recipe import Project
 from consilience.annotate.run import FOLDER
@@ -41,7 +41,7 @@ class Sample:
     ids: tuple[str, ...] = ()
     clusters_N: tuple[str, ...] | None = None
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    uncoded: int = 0
+    unlabelled: tuple[Unlabelled, ...] = ()  # drawn for the test, without a final label
 
     @property
     def rows(self) -> int:
@@ -111,7 +111,7 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
         ids=tuple(ids),
         clusters_N=tuple(clusters_N) if cluster else None,
         columns=dict(zip(columns, kept)),
-        uncoded=gold.uncoded,
+        unlabelled=gold.unlabelled,
     )
 
 

@@ -62,6 +62,7 @@ def estimate_table(found: Mapping[str, Any], by: str | None, formula: str | None
         f"{found['gold']} gold texts of {found['rows']:,}, configuration {found['configuration']}",
         _ways(found["prevalence"]),
         "\n".join(found["sentences"]),
+        "\n".join(found["without_label"]["sentences"]),
     ]
     if by:
         blocks += _groups(found["by"][by])

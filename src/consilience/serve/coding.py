@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import secrets
 import socket
+import stat
 import threading
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -36,6 +39,8 @@ PAGE = Path(__file__).parent / "coding_page"
 FILES = ("index.html", "coding.css", "coding.js")
 LETTERS = "abcdfghijklmopqrstvwyz"  # of labels beyond the ninth; e, n, u and x do something else
 LARGEST_BODY = 1 << 20
+TOKEN = "gold.token"  # in a project's folder
+TOKEN_BYTES = 16
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -221,18 +226,42 @@ class CodingPage(NamedTuple):
 def coding_page(project: Path, codebook: Codebook, *, host: str = "127.0.0.1", port: int = 0) -> CodingPage:
     """The coding page of `project`, bound to `host` and `port` (0: any that is free) but not served yet.
 
-    The token is made once per project, so that a page left open goes on after the server was stopped. Raises
-    `ConfigError` where the port is taken or the host is not this machine's.
+    The token is kept beside the store, which colleagues are given, in a file that its owner alone may read: a page left
+    open goes on after the server was stopped. Raises `ConfigError` where the port is taken or the host is not this
+    machine's.
     """
     with open_gold(project, codebook) as store:
-        token = store.about.get("token") or secrets.token_urlsafe(16)
-        store.write_about({"token": token})
         write_gold(store, codebook, project / GOLD_TABLE)
+    token = kept_token(project / TOKEN)
     bound = bind(host, port)
     app = coding_app(project, codebook, token=token, hosts=(host,))
     config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     urls = [f"http://{name}:{bound.getsockname()[1]}/#{token}" for name in _names(host)]
     return CodingPage(uvicorn.Server(config), bound, urls)
+
+
+def kept_token(path: Path) -> str:
+    """The token in the file at `path`, which is made at need; nobody but its owner may read it.
+
+    Where it is another user's, who has a page of their own, there is a token for this once.
+    """
+    fresh = secrets.token_urlsafe(TOKEN_BYTES)
+    with suppress(FileNotFoundError):
+        try:
+            token = path.read_text(encoding="ascii", errors="replace").strip()
+            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        except PermissionError:
+            return fresh
+        if len(token) == len(fresh):
+            return token
+        path.unlink()
+    with open(path, "x", encoding="ascii", opener=_for_its_owner) as file:
+        file.write(fresh + "\n")
+    return fresh
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR)
 
 
 def codebook_json(codebook: Codebook) -> dict[str, Any]:

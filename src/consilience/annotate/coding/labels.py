@@ -12,10 +12,11 @@ from pathlib import Path
 
 from consilience.annotate.codebook import Codebook, Level
 from consilience.annotate.coding.store import ADJUDICATOR, CODED, CODER, Coding, GoldStore, GoldText
+from consilience.annotate.gold import GOLD_STATUS, UNCODED
 from consilience.run import write_text
 
 NO_LABEL = "(none)"  # of a multi-label variable: coded, and none applies; an empty cell is not coded yet
-UNCODED, UNCLEAR, DISAGREEMENT = "uncoded", "unclear", "disagreement"
+UNCLEAR, DISAGREEMENT = "unclear", "disagreement"
 STATUSES = (CODED, DISAGREEMENT, UNCLEAR, UNCODED)
 
 
@@ -24,15 +25,12 @@ class GoldLabel:
     """A drawn text, what its coders said, and the label that counts.
 
     `label` is the adjudicator's, else the one that all coders or most of them gave (of an interval variable their
-    mean), else "" with the reason as `status`, one of STATUSES. `probability` is that of being in its part, times the
-    share of its stratum's drawn texts of that part that have a label: a gold sample that is coded in part is weighted
-    as the smaller random sample that it is, as texts are coded in a random order.
+    mean), else "" with the reason as `status`, one of STATUSES.
     """
 
     text: GoldText
     status: str
     label: str
-    probability: float
     by_coder: Mapping[str, Coding]
     adjudicated: bool
 
@@ -40,21 +38,15 @@ class GoldLabel:
 def gold_labels(store: GoldStore, codebook: Codebook) -> list[GoldLabel]:
     """Every drawn text in coding order with its final label."""
     codings = store.codings()
-    texts = store.texts()
-    finals = {text.item: _final(codings.get(text.item, ()), codebook) for text in texts}
-    drawn = Counter((text.part, text.stratum) for text in texts)
-    labelled = Counter((text.part, text.stratum) for text in texts if finals[text.item][0] == CODED)
     found = []
-    for text in texts:
-        status, label, adjudicated = finals[text.item]
-        cell = text.part, text.stratum
+    for text in store.texts():
+        status, label, adjudicated = _final(codings.get(text.item, ()), codebook)
         by_coder = {coding.coder: coding for coding in codings.get(text.item, ()) if coding.role == CODER}
         found.append(
             GoldLabel(
                 text=text,
                 status=status,
                 label=label,
-                probability=text.part_probability * labelled[cell] / drawn[cell],
                 by_coder=by_coder,
                 adjudicated=adjudicated,
             )
@@ -103,12 +95,11 @@ def write_gold(store: GoldStore, codebook: Codebook, path: Path) -> list[GoldLab
     coders = store.coders()
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    head = ["id", "split", "probability", "stratum", "cluster", "label", "status"]
+    head = ["id", "split", "probability", "stratum", "cluster", "label", GOLD_STATUS]
     writer.writerow([*head, *(f"coder:{coder}" for coder in coders)])
     for label in labels:
         text = label.text
-        probability = label.probability or text.part_probability  # nothing of the stratum is coded yet
-        cells = [text.item, text.part, f"{probability:.12g}", text.stratum, text.cluster]
+        cells = [text.item, text.part, f"{text.part_probability:.12g}", text.stratum, text.cluster]
         cells += [shown(label.label, codebook) if label.status == CODED else "", label.status]
         writer.writerow([*cells, *(_cell(label.by_coder.get(coder), codebook) for coder in coders)])
     write_text(path, table.getvalue())
