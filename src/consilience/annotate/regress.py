@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,46 +110,33 @@ def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str 
         _expected(sample, codebook, designs, gold_rows, place_of, units, split, seed) for split in range(SPLITS)
     ]
     of: dict[str, Any] = {"family": found_family, "unit_kind": kind}
-
-    def each(make: Any) -> list[Any]:
-        whole, half = make(0.95), make(0.5)
-        return [_both(whole[name], half[name]) for name in designs.names]
-
-    dsl = each(lambda level: design_based(observed, expected, designs.names, clusters=units, level=level, **of))
+    dsl = design_based(observed, expected, designs.names, clusters=units, **of)
     gold_units = None if units is None else [units[place] for place in observed.places_n]
-    gold = _tried_all(
-        lambda level: weighted_regression(
+    gold = _tried(
+        lambda: weighted_regression(
             observed.outcome_n,
             observed.design_nP,
             designs.names,
             weights=1 / observed.probability_n,
             clusters=gold_units,
-            level=level,
             method=f"gold texts alone, {found_family}, sandwich, Student t",
             **of,
-        ),
-        each,
+        )
     )
-    naive, dropped = _naive(sample, codebook, designs, units, of, each)
+    naive, dropped = _naive(sample, codebook, designs, units, of)
     ppi = None
     if designs.outcome_is_measured and not designs.covariates_are_measured:
-        ppi = _tried_all(
-            lambda level: prediction_powered_regression(
-                observed, _model_outcome(sample, codebook, designs), designs.designs_C[0], designs.names,
-                clusters=units, level=level, **of,
-            ),
-            each,
-        )  # fmt: skip
-    value = design_based(observed, expected, designs.names, clusters=units, **of)
-    twice = more_gold(observed, expected[0], value, 2.0, family=found_family)
-    coefficients = {}
-    for p, name in enumerate(designs.names):
-        ways = {
-            DSL: dsl[p],
-            PPI: ppi[p] if ppi else None,
-            GOLD: gold[p] if gold else None,
-            NAIVE: naive[p] if naive else None,
-        }
+        model_outcome = _model_outcome(sample, codebook, designs)
+        ppi = _tried(
+            lambda: prediction_powered_regression(
+                observed, model_outcome, designs.designs_C[0], designs.names, clusters=units, **of
+            )
+        )
+    twice = more_gold(observed, expected[0], dsl, 2.0, family=found_family)
+    coefficients: dict[str, dict[str, Any]] = {}
+    for name in designs.names:
+        found = {DSL: dsl, PPI: ppi, GOLD: gold, NAIVE: naive}
+        ways = {way: None if of_all is None else _at_both_levels(of_all[name]) for way, of_all in found.items()}
         coefficients[name] = ways | {"bought": bought(ways[DSL], ways[GOLD], len(gold_rows))}
         coefficients[name]["standard_error_with_twice_the_gold"] = twice[name]
     return {
@@ -218,6 +205,9 @@ def _designs(sample: Sample, codebook: Codebook, formula: str, columns: Sequence
     complete = frame.notna().all(axis=1).to_numpy() if columns else np.ones(sample.rows, dtype=bool)
     rows = np.flatnonzero(complete)
     frame = frame.loc[complete].reset_index(drop=True)
+    frame = frame.astype(
+        {name: "category" for name in frame if frame[name].dtype == object}
+    )  # once, not at every value
     if not len(frame):
         raise DataError(f"no row has a value in all of {', '.join(columns)}.")
     spec: Any = None
@@ -356,8 +346,8 @@ def _expected_numbers(
 
 
 def _naive(
-    sample: Sample, codebook: Codebook, designs: _Designs, units: Sequence[str] | None, of: dict[str, Any], each: Any
-) -> tuple[list[Any] | None, int]:
+    sample: Sample, codebook: Codebook, designs: _Designs, units: Sequence[str] | None, of: dict[str, Any]
+) -> tuple[dict[str, Estimate] | None, int]:
     """The regression on the model's labels as they are; rows without one are left out, and counted."""
     categories = [sample.categories[place] for place in sample.category_N[designs.rows]]
     if codebook.level is Level.INTERVAL:
@@ -368,17 +358,15 @@ def _naive(
         values = [c if ok else codebook.names[0] for c, ok in zip(categories, usable)]
     outcome, design = designs.makes(values)
     own = None if units is None else [unit for unit, ok in zip(units, usable) if ok]
-    found = _tried_all(
-        lambda level: weighted_regression(
+    found = _tried(
+        lambda: weighted_regression(
             outcome[usable],
             design[usable],
             designs.names,
             clusters=own,
-            level=level,
             method=f"the model's labels as they are, {of['family']}, sandwich, Student t",
             **of,
-        ),
-        each,
+        )
     )
     return found, int((~usable).sum())
 
@@ -416,13 +404,13 @@ def _units(sample: Sample, rows: np.ndarray) -> list[str] | None:
     return [f"cluster {clusters[sample.gold_N[row]]}" if sample.gold_N[row] >= 0 else f"row {row}" for row in rows]
 
 
-def _both(whole: Estimate, half: Estimate) -> dict[str, Any]:
-    return measured(lambda level: whole if level > 0.5 else half)
+def _at_both_levels(estimate: Estimate) -> dict[str, Any]:
+    return measured(lambda level: replace(estimate, level=level))
 
 
-def _tried_all(make: Any, each: Any) -> list[Any] | None:
+def _tried(make: Callable[[], dict[str, Estimate]]) -> dict[str, Estimate] | None:
+    """None where the equations have no solution."""
     try:
-        found: list[Any] = each(make)
+        return make()
     except DataError:
         return None
-    return found

@@ -291,8 +291,6 @@ def _combined(
     level: float,
 ) -> dict[str, Estimate]:
     """Medians over splits; the influences are those of the split nearest to the median, scaled to the joint error."""
-    from scipy.special import stdtrit
-
     if degrees < 1:
         raise DataError(f"the gold texts are of one {unit_kind.rstrip('s')}: the spread between them is unknown.")
     values_SP = np.array([b for b, _ in by_split])
@@ -301,20 +299,19 @@ def _combined(
     errors_SP = np.sqrt([(influence**2).sum(0) / (groups * (groups - 1)) for _, influence in by_split])
     error_P = np.sqrt(np.median(errors_SP**2 + (values_SP - value_P) ** 2, axis=0))
     found = {}
-    t = float(stdtrit(degrees, (1 + level) / 2))
     for p, name in enumerate(names):
         nearest = int(np.abs(values_SP[:, p] - value_P[p]).argmin())
         own = errors_SP[nearest, p]
         scale = error_P[p] / own if own > 0 else 1.0
-        value, half = float(value_P[p]), t * float(error_P[p])
         found[name] = Estimate(
-            value=value,
+            value=float(value_P[p]),
             units=units,
             influence=by_split[nearest][1][:, p] * scale,
             unit_kind=unit_kind,
             method=method,
             level=level,
-            interval=(value - half, value + half),
+            strata=(0,) * groups,
+            unit_degrees=np.full(groups, degrees / groups),
         )
     return found
 

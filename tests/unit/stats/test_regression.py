@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import statsmodels.api as sm
 
 from consilience.errors import DataError
@@ -77,6 +79,21 @@ def test_with_a_measured_outcome_dsl_is_least_squares_on_the_pseudo_outcome() ->
     for name, value, error in zip(NAMES, fit.params, fit.bse):
         assert found[name].value == pytest.approx(value)
         assert found[name].standard_error == pytest.approx(error * np.sqrt(400 / 399))
+
+
+def test_intervals_are_students_t_of_the_gold_units_at_every_level() -> None:
+    """scipy's quantiles; the other items are many and know nothing of the gold's spread."""
+    coded, model = np.arange(0, 400, 20), Y + RNG.normal(size=400)
+    observed = sample_of(Y, coded)
+    expected = [Expected(chances_C=[np.ones(400)], outcomes_C=[model], designs_C=[X])]
+    for found in (
+        design_based(observed, expected, NAMES)["a"],
+        prediction_powered_regression(observed, model, X, NAMES)["a"],
+        weighted_regression(Y[coded], X[coded], NAMES)["a"],
+    ):
+        for level in (0.95, 0.5):
+            half = scipy.stats.t.ppf((1 + level) / 2, len(coded) - 1) * found.standard_error
+            assert replace(found, level=level).high - found.value == pytest.approx(half)
 
 
 def pan_chen() -> tuple[Observed, list[Expected], list[str]]:
