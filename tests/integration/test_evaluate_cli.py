@@ -104,16 +104,19 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(consilience: Command, tree: di
     assert consilience("evaluate", recipe, "--out", tmp_path / "run").code == 0
     stage = tmp_path / "run/answers/say/wren"
     half = stage.with_name("wren.partial")
-    stage.rename(half)  # as a kill leaves it: the stage not named yet, a turn's file cut in a line
+    stage.rename(half)  # as a kill leaves it: the stage not named yet, a part of a turn cut in a line
     (half / "stage.json").unlink()
     records = (half / "records.jsonl").read_bytes()
     (half / "records.jsonl").unlink()
-    (half / "turn-1.jsonl").write_bytes(records[: len(records) // 2])
+    part = half / "turn-1" / json.loads(records.splitlines()[0])["sampling"] / "replies-00000.partial"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(records[: len(records) // 2])
     for name in ("scores.jsonl", "results.json", "report.html"):
         (tmp_path / "run" / name).unlink()
     assert consilience("evaluate", recipe, "--out", tmp_path / "run").code == 0
     for name in ("scores.jsonl", "answers/say/wren/records.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not [*(tmp_path / "run").rglob("turn-*")]
 
 
 def test_multiple_choice_by_likelihood(consilience: Command, tree: dict[str, Any], world: Path, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_every_sample_verdict_and_pair_is_on_disk(run: Path) -> None:
                 assert verdicts[pair["id"], pair["chosen"]["slot"]]["score"] == max(mine)
             assert pair["chosen"]["ended"]
             assert verdicts[pair["id"], pair["rejected"]["slot"]]["score"] == min(mine)
-            if replies[pair["id"]]["text"]:
-                assert pair["third"]["text"] == replies[pair["id"]]["text"]
+            if replies[pair["id"]]["text"].strip():
+                assert pair["third"]["text"] == replies[pair["id"]]["text"].strip()
 
 
 def test_both_arms_learn_from_the_same_first_round_and_a_replay_from_the_others_pairs(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model replied to the prompts of a task: asked once, on disk as it comes, gone on with after a stop.
+"""What a model replied to the prompts of a task, and everything that made the reply.
 
 {"task", "item", "turn", "sample", "model", "prompt": [{"role", "content"}], "reply", "status", "tokens", "detail",
  "sampling"}                                                             one line of a file of records
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 from consilience.errors import DataError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
-from consilience.records import Message, read_rows, write_jsonl
-
-CHUNK = 256  # prompts between two writes: what a stop can cost a model in this process
-OnProgress = Callable[[int, int], None]
+from consilience.models.replies import OnProgress, sample_to_disk
+from consilience.records import Message, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records that `ask` wrote to `path`."""
+    """The records of a file."""
     return [_record(row) for _, row in read_rows(path)]
 
 
@@ -79,92 +77,51 @@ def ask(
     model: str,
     task: str,
     asked: Sequence[Asked],
-    path: Path,
+    folder: Path,
     *,
     on_progress: OnProgress = lambda done, total: None,
 ) -> list[Record]:
-    """Every reply to every prompt, in order, written to `path` in chunks; whole chunks that are there stay.
+    """Every reply to every prompt, on disk in `folder` as they come: see `models.sample_to_disk`.
 
-    A chunk is sampled as a whole or not at all, so that what a model in this process replies after a stop is, bit for
-    bit, what it would have replied without. A server's replies are kept by its cache, within a chunk too.
+    Prompts with the same settings go together; settings in the order in which they first appear.
     """
-    chunks = [*_chunks(asked)]
-    records = _whole_chunks(path, task, chunks)
-    write_jsonl(path, (record.to_json() for record in records))
-    total, known = sum(one.sampling.samples for one in asked), len(records)
-    on_progress(known, total)
-    until = 0
-    for chunk in chunks:
-        until += sum(one.sampling.samples for one in chunk)
-        if until <= known:
-            continue
-        found = _ask_chunk(sampler, model, task, chunk, partial(_add, on_progress, len(records), total))
-        records += found
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write("".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in found))
-    return records
-
-
-def _add(on_progress: OnProgress, before: int, total: int, new: int) -> None:
-    on_progress(before + new, total)
-
-
-def _chunks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
-    """Prompts with the same settings, CHUNK at a time; settings in the order in which they first appear."""
     alike: dict[Sampling, list[Asked]] = {}
     for one in asked:
         alike.setdefault(one.sampling, []).append(one)
-    for same in alike.values():
-        for begin in range(0, len(same), CHUNK):
-            yield same[begin : begin + CHUNK]
-
-
-def _whole_chunks(path: Path, task: str, chunks: Sequence[Sequence[Asked]]) -> list[Record]:
-    """The records of the first chunks, as far as they are all there; a stop may have cut the last line."""
-    if not path.is_file():
-        return []
-    rows: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # no other line break
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    whole = 0
-    for chunk in chunks:
-        size = sum(one.sampling.samples for one in chunk)
-        if whole + size > len(rows):
-            break
-        whole += size
-    return [_record(row) for row in rows[:whole]]
-
-
-def _ask_chunk(
-    sampler: Sampler, model: str, task: str, chunk: Sequence[Asked], on_reply: Callable[[int], None]
-) -> list[Record]:
-    sampling = chunk[0].sampling
-    prompts = [one.prompt(task) for one in chunk]
-    replies: dict[str, dict[int, Reply]] = defaultdict(dict)
-    for count, reply in enumerate(sampler.sample(prompts, sampling), start=1):
-        replies[reply.id][reply.sample] = reply
-        on_reply(count)
-    name = hash_of(sampling)
-    return [
-        Record(
-            task=task,
-            item=one.item,
-            turn=one.turn,
-            sample=one.sample + sample,
-            model=model,
-            messages=one.messages,
-            reply=reply.text,
-            status=reply.status,
-            tokens=reply.tokens,
-            detail=reply.detail,
-            sampling=name,
+    total = sum(one.sampling.samples for one in asked)
+    records: list[Record] = []
+    for sampling, same in alike.items():
+        name, before = hash_of(sampling), len(records)
+        replies = sample_to_disk(
+            sampler,
+            [one.prompt(task) for one in same],
+            sampling,
+            folder / name,
+            on_progress=partial(_count, on_progress, before, total),
         )
-        for one, prompt in zip(chunk, prompts)
-        for sample, reply in sorted(replies[prompt.id].items())
-    ]
+        for place, reply in enumerate(replies):
+            records.append(_record_of(model, task, same[place // sampling.samples], reply, name))
+    return records
+
+
+def _count(on_progress: OnProgress, before: int, total: int, done: int, _: int) -> None:
+    on_progress(before + done, total)
+
+
+def _record_of(model: str, task: str, asked: Asked, reply: Reply, sampling: str) -> Record:
+    return Record(
+        task=task,
+        item=asked.item,
+        turn=asked.turn,
+        sample=asked.sample + reply.sample,
+        model=model,
+        messages=asked.messages,
+        reply=reply.text,
+        status=reply.status,
+        tokens=reply.tokens,
+        detail=reply.detail,
+        sampling=sampling,
+    )
 
 
 def hash_of(sampling: Sampling) -> str:

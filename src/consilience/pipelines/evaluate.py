@@ -236,12 +236,12 @@ class _Evaluation:
             records: list[Record] = []
             turn = 1
             while asked := task.asked(turn, records):
-                path = folder / f"turn-{turn}.jsonl"
-                records += ask(sampler, model.name, task.name, asked, path, on_progress=on_progress)
+                parts = folder / f"turn-{turn}"
+                records += ask(sampler, model.name, task.name, asked, parts, on_progress=on_progress)
                 turn += 1
             write_jsonl(folder / "records.jsonl", (record.to_json() for record in records))
-            for part in folder.glob("turn-*.jsonl"):
-                part.unlink()
+            for parts in folder.glob("turn-*"):
+                shutil.rmtree(parts)
 
         self.run.stage(f"answers/{task.name}/{model.name}", make)
 

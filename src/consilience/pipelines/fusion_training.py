@@ -18,11 +18,12 @@ from consilience.chat import Rendered, render, render_prompt
 from consilience.fuse import FusionExamples, SupervisedExamples, collate, fusion_objective
 from consilience.fuse.learn import Example
 from consilience.judge import open_judge
-from consilience.models import ChatModel, LocalSampler, context_of, sample_greedily
+from consilience.models import ChatModel, LocalSampler, Prompt, context_of, sample_greedily
+from consilience.models.replies import read_replies, sample_to_disk
 from consilience.pipelines.fusion import Fusion
 from consilience.pipelines.fusion_stages import selected
 from consilience.pipelines.recipe import PIVOT, REPLIES
-from consilience.pipelines.replies import choose, rate_source, read_rated, read_replies, sample_source, write_chosen
+from consilience.pipelines.replies import choose, rate_source, read_rated, write_chosen
 from consilience.pipelines.targets import Target
 from consilience.records import Conversation, Message, read_conversations, row_of, write_jsonl
 from consilience.rng import seed_of
@@ -141,7 +142,8 @@ def _chosen_replies(fusion: Fusion) -> list[Conversation]:
         def sample(folder: Path, name: str = name) -> None:
             sampler = LocalSampler(fusion.load(name, recipe.represent.dtype))
             on_progress = functools.partial(fusion.on_progress, f"sample {name}")
-            sample_source(sampler, fusion.train_chats, sampling, folder, on_progress)
+            prompts = [Prompt(chat.id, chat.prompt) for chat in fusion.train_chats]
+            sample_to_disk(sampler, prompts, sampling, folder, on_progress=on_progress)
 
         read_as = [sampling, recipe.represent.dtype, recipe.trust_remote_code]
         sampled[name] = fusion.stage(f"replies/{name}", sample, after=["chats", name], settings=read_as)

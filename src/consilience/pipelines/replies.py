@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from consilience.judge import Judge, refuse_when_gone
-from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
+from consilience.models import Reply, ReplyStatus
 from consilience.records import (
     Conversation,
     Judgment,
@@ -26,7 +26,6 @@ from consilience.records import (
     write_jsonl,
 )
 
-PROMPTS = 256  # of a shard: what a killed run asks again at most
 OnProgress = Callable[[int, int], None]
 
 
@@ -42,28 +41,6 @@ class Rated:
     def rating(self) -> float | None:
         """On the judge's scale; None where there is none."""
         return self.judgment.value if self.judgment else None
-
-
-def sample_source(
-    sampler: Sampler, chats: Sequence[Conversation], sampling: Sampling, folder: Path, on_progress: OnProgress
-) -> None:
-    """Replies to every chat's last turn, in shards of PROMPTS chats in `folder`; shards that are there are kept."""
-    for first in range(0, len(chats), PROMPTS):
-        path = folder / f"replies-{first // PROMPTS:05d}.jsonl"
-        if not path.is_file():
-            prompts = [Prompt(chat.id, chat.prompt) for chat in chats[first : first + PROMPTS]]
-            order = {prompt.id: place for place, prompt in enumerate(prompts)}
-            replies = sorted(sampler.sample(prompts, sampling), key=lambda one: (order[one.id], one.sample))
-            partial = path.with_suffix(".partial")
-            write_jsonl(partial, map(asdict, replies))
-            partial.rename(path)
-        on_progress(min(first + PROMPTS, len(chats)), len(chats))
-
-
-def read_replies(folder: Path) -> list[Reply]:
-    """What `sample_source` wrote, in the order of the chats."""
-    rows = (row for path in sorted(folder.glob("replies-*.jsonl")) for _, row in read_rows(path))
-    return [Reply(**{**row, "status": ReplyStatus(row["status"])}) for row in rows]
 
 
 def rate_source(

@@ -24,7 +24,8 @@ from pydantic import Field, model_validator
 
 from consilience.config import Settings, known
 from consilience.errors import ConfigError, DataError
-from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sampling, load_model
+from consilience.models import ChatModel, LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_model
+from consilience.models.replies import read_replies, sample_to_disk
 from consilience.prefer.data import Preference
 from consilience.prefer.judging import Scorer, noisy, refuse_useless
 from consilience.prefer.learn import (
@@ -56,7 +57,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"epochs": 1, "batch_size": 128, "learning_rate": 5e-7, "warmup": 0.1},  # SELM's
 }
 ADAPTERS = "adapters"
-SHARD = 512  # prompts whose replies are on disk before the next ones are asked for
 
 
 class ArmSettings(Settings):
@@ -161,34 +161,22 @@ class Round:
 
     # -- sample, judge, pair ---------------------------------------------------------------------------------------
 
-    def _sample(self, policy: Policy, sampling: Sampling) -> dict[str, list[dict[str, Any]]]:
+    def _sample(self, policy: Policy, sampling: Sampling) -> dict[str, list[Reply]]:
         """The replies of `policy` to the round's prompts, by prompt."""
         sampling = sampling.model_copy(update={"seed": seed_of(self.seed, "sample", str(self.number))})
         asked = json.dumps([[preference.id for preference in self.prompts], sampling.model_dump(mode="json")])
         name = f"{policy.home}/sample/{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
         def make(folder: Path) -> None:
-            shards = [self.prompts[begin : begin + SHARD] for begin in range(0, len(self.prompts), SHARD)]
-            missing = [i for i in range(len(shards)) if not (folder / _shard(i)).is_file()]
             sampler = LocalSampler(self.load(policy, self.settings.train))
-            for i in missing:
-                self.on_progress(f"sample {self.home}", i * SHARD, len(self.prompts))
-                prompts = [Prompt(preference.id, preference.prompt) for preference in shards[i]]
-                replies = sorted(sampler.sample(prompts, sampling), key=lambda reply: (reply.id, reply.sample))
-                rows = [
-                    # Stripped: the blank in front is the template's, and would be written twice.
-                    {"id": r.id, "sample": r.sample, "text": r.text.strip(), "status": r.status, "tokens": r.tokens}
-                    for r in replies
-                ]
-                write_jsonl(folder / f"{_shard(i)}.new", rows)
-                (folder / f"{_shard(i)}.new").rename(folder / _shard(i))
-            self.on_progress(f"sample {self.home}", len(self.prompts), len(self.prompts))
+            prompts = [Prompt(preference.id, preference.prompt) for preference in self.prompts]
+            on_progress = functools.partial(self.on_progress, f"sample {self.home}")
+            sample_to_disk(sampler, prompts, sampling, folder, on_progress=on_progress)
 
-        folder = self.run.stage(name, make)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for shard in sorted(folder.glob("replies-*.jsonl")):
-            for row in rows_of(shard):
-                found.setdefault(row["id"], []).append(row)
+        found: dict[str, list[Reply]] = {}
+        for reply in read_replies(self.run.stage(name, make)):
+            # Stripped: the blank in front is the template's, and would be written twice.
+            found.setdefault(reply.id, []).append(replace(reply, text=reply.text.strip()))
         return found
 
     def _candidates(self) -> dict[str, list[Candidate]]:
@@ -201,10 +189,7 @@ class Round:
             if settings.offline_pair or settings.pair != "best_worst":
                 pair = [(slot, getattr(preference, slot)) for slot in OFFLINE]
                 mine += [Candidate(slot, text) for slot, text in pair if text is not None]
-            for row in sampled.get(preference.id, []):
-                if row["text"]:
-                    ended = row["status"] == ReplyStatus.OK
-                    mine.append(Candidate(f"sample {row['sample']}", row["text"], ended=ended))
+            mine += [_candidate("sample", reply) for reply in sampled.get(preference.id, []) if reply.text]
         return found
 
     def _judge(self, candidates: Mapping[str, Sequence[Candidate]]) -> Path:
@@ -278,9 +263,9 @@ class Round:
             policy = self.start if whose == "start" else _given(self.third_model)
             sampling = self.settings.sample.model_copy(update={"samples": 1})
         return {
-            id_: Candidate(f"{whose} 0", rows[0]["text"], ended=rows[0]["status"] == ReplyStatus.OK)
-            for id_, rows in self._sample(policy, sampling).items()
-            if rows[0]["text"]
+            id_: _candidate(whose, replies[0])
+            for id_, replies in self._sample(policy, sampling).items()
+            if replies[0].text
         }
 
     def _readable(self, preference: Preference, replies: Iterable[Candidate]) -> PairStatus:
@@ -303,7 +288,7 @@ class Round:
             counts["verdicts"] = Counter(row["state"] for row in verdicts)
         if self.settings.pair == "best_worst":
             replies = self._sample(self.policy, self.settings.sample).values()
-            counts["samples"] = Counter(row["status"] for rows in replies for row in rows)
+            counts["samples"] = Counter(reply.status for of_prompt in replies for reply in of_prompt)
         if self.settings.has_third:
             counts["third"] = Counter(_third_is(row) for row in learnt if row["third"])
         return counts
@@ -435,6 +420,10 @@ class Reader:
             return None
 
 
+def _candidate(whose: str, reply: Reply) -> Candidate:
+    return Candidate(f"{whose} {reply.sample}", reply.text, ended=reply.status == ReplyStatus.OK)
+
+
 def _third_is(row: Mapping[str, Any]) -> str:
     """Which reply of a pair its third one is: `chosen`, `rejected` or `neither`."""
     same = ("text", "ended")
@@ -446,10 +435,6 @@ def _third_is(row: Mapping[str, Any]) -> str:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The records of a file of the run."""
     return [row for _, row in read_rows(path)]
-
-
-def _shard(number: int) -> str:
-    return f"replies-{number:05d}.jsonl"
 
 
 def _given(value: Any) -> Any:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from consilience.errors import ConfigError, DataError
-from consilience.evaluate import answers
 from consilience.evaluate.answers import Asked, FinishedAnswers, ask, read_records
 from consilience.evaluate.questions import fields_of, fill
 from consilience.models import Prompt, Reply, ReplyStatus, Sampling
-from consilience.records import Message
+from consilience.records import Message, write_jsonl
 
 
 class Echo:
@@ -37,31 +36,19 @@ ASKED = [Asked(f"q{i}", (Message("user", f"say {i}"),), WARM if i % 3 else COLD)
 
 
 def test_every_reply_is_there_once_and_in_order(tmp_path: Path) -> None:
-    records = ask(Echo(), "echo", "task", ASKED, tmp_path / "r.jsonl")
-    assert read_records(tmp_path / "r.jsonl") == records
+    heard: list[tuple[int, int]] = []
+    records = ask(Echo(), "echo", "task", ASKED, tmp_path, on_progress=lambda *done: heard.append(done))
+    write_jsonl(tmp_path / "records.jsonl", (record.to_json() for record in records))
+    assert read_records(tmp_path / "records.jsonl") == records
+    assert heard[-1] == (16, 16)
+    asked_no_more = Echo()
+    assert ask(asked_no_more, "echo", "task", ASKED, tmp_path) == records
+    assert asked_no_more.asked == []
     assert sorted((record.item, record.sample) for record in records) == sorted(
         (one.item, sample) for one in ASKED for sample in range(one.sampling.samples)
     )
     assert records[0].reply == "say 0! 0"
     assert len({record.sampling for record in records}) == 2
-
-
-@pytest.mark.parametrize("kept", [0, 1, 40, 300, 900, 10_000])
-def test_a_stopped_file_is_gone_on_with_to_the_same_end(
-    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "CHUNK", 3)
-    whole = tmp_path / "whole.jsonl"
-    ask(Echo(), "echo", "task", ASKED, whole)
-    stopped = tmp_path / "stopped.jsonl"
-    stopped.write_bytes(whole.read_bytes()[:kept])
-    again = Echo()
-    ask(again, "echo", "task", ASKED, stopped)
-    assert stopped.read_bytes() == whole.read_bytes()
-    if kept == 10_000:
-        assert again.asked == []
-    elif kept == 900:
-        assert 0 < len(set(again.asked)) < len(ASKED)
 
 
 def test_random_numbers_are_named_by_task_item_turn_and_sample() -> None:
