@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from consilience.config import parse
 from consilience.errors import ConfigError, DataError
 from consilience.models import Prompt, ReplyStatus, Sampling
-from consilience.models.endpoint import Answer, Endpoint, EndpointSettings, Request, Status, samples
+from consilience.models.endpoint import Answer, Endpoint, EndpointSettings, Request, Status, notes_kept, samples
 from consilience.records import Message
 from fake_endpoint import Json, Reply, choices, echo, fake_server
 
@@ -348,6 +348,24 @@ def test_completions() -> None:
     assert answer.text == " x"
     assert answer.tokens is not None
     assert answer.tokens[0].top == ((" x", -0.5),)
+
+
+def test_what_a_server_does_otherwise_is_known_to_whoever_goes_on_with_its_answers(tmp_path: Path) -> None:
+    body = {"model": "m", "choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+    note = "the server states no usage: calls are counted at the most that they can have cost"
+    asked = [Prompt("p", (Message("user", "really?"),))]
+    with fake_server(lambda b, n: Reply(body)) as server:
+        for _ in range(2):  # the second time from the cache
+            told: list[str] = []
+            with endpoint(server.url, tmp_path / "a.sqlite", on_note=told.append) as client:
+                (reply,) = client.sample(asked, Sampling(max_new_tokens=8))
+                assert reply.tokens is None  # not the most that it can have been
+                assert client.spent.completion_tokens == 8
+                assert client.notes == [note]
+        assert len(server.asked) == 1
+        assert notes_kept(tmp_path / "a.sqlite", EndpointSettings(url=server.url, model="m")) == [note]
+        assert notes_kept(tmp_path / "a.sqlite", EndpointSettings(url=server.url, model="other")) == []
+        assert notes_kept(tmp_path / "no.sqlite", EndpointSettings(url=server.url, model="m")) == []
 
 
 # Money, keys, rates.

@@ -257,7 +257,7 @@ def test_a_server_that_fails_half_the_time(consilience: Command, tree: dict[str,
 
     tree["tasks"]["say"]["sampling"] = {}
     with fake_server(behave) as server:
-        settings = {"url": server.url, "model": "m", "retries": 0}
+        settings = {"url": server.url, "model": "asked", "retries": 0}
         tree["models"] = {"served": {"endpoint": settings}, "old": tree["models"]["old"]}
         tree["cache"] = str(tmp_path / "paid.sqlite")
         answer = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
@@ -275,6 +275,11 @@ def test_a_server_that_fails_half_the_time(consilience: Command, tree: dict[str,
         same = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--json")
         assert len(server.asked) == first + 2  # a finished run asks nothing
         assert same.json["tasks"] == answer.json["tasks"]
+        assert (
+            same.json["notes"]
+            == answer.json["notes"]
+            == ["served: the server calls the model that answered m; asked for was asked"]
+        )
         mended = consilience("evaluate", write(tmp_path, tree), "--out", tmp_path / "run", "--retry", "--json").json
         assert sorted(server.contents[first + 2 :]) == ["Say lamp", "Say maps"]
         assert "error" not in mended["tasks"]["say"]["comparisons"]["exact"]["models"]["served"]["statuses"]

@@ -142,6 +142,37 @@ def test_a_server_that_begins_anew_is_not_searched_behind(command: Callable[...,
         assert command(server.url, chunk=0, out=command.out.with_name("whole.jsonl")).code == 0  # type: ignore[attr-defined]
 
 
+def silent(body: dict[str, Any], nth: int) -> Reply:
+    """The same model behind a server that does not say how many tokens it read and wrote."""
+    answer = letters(body | {"seed": body.get("seed", 0)}, nth).body
+    assert isinstance(answer, dict)
+    return Reply({key: value for key, value in answer.items() if key != "usage"})
+
+
+def test_a_server_that_states_no_usage_is_not_believed_to_go_on(command: Callable[..., Any]) -> None:
+    with fake_server(silent) as server:
+        for _ in range(2):  # the second time from the cache
+            answer = command(server.url)
+            assert answer.code == 2
+            assert "states no usage, so it cannot be told whether it goes on" in answer.err
+            assert "--continue-by continue_final_message" in answer.err
+        assert command(server.url, continue_by="continue_final_message").code == 2  # settings of that file
+        out = command.out.with_name("told.jsonl")  # type: ignore[attr-defined]
+        answer = command(server.url, continue_by="continue_final_message", out=out, json="")
+    assert answer.code == 0, answer.err
+    assert answer.json["tokens"] is None
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["tokens"], row["prompt_tokens"], row["status"]) for row in found] == [(None, None, "stop")] * 3
+
+
+def test_what_a_server_does_otherwise_is_said_after_a_resume_too(command: Callable[..., Any], world: Path) -> None:
+    with fake_server(lambda body, nth: letters(body | {"n": 1}, nth)) as server:
+        first = command(server.url, tokenizer=world / "pivot", json="")
+        again = command(server.url, tokenizer=world / "pivot", json="")
+    assert (first.code, again.code, again.json["searched"]) == (0, 0, 0)
+    assert first.json["notes"] == again.json["notes"] == ["the server ignores n: it is asked once for each sample"]
+
+
 def test_a_server_without_n_is_asked_for_every_sample(command: Callable[..., Any], world: Path) -> None:
     def one(body: dict[str, Any], nth: int) -> Reply:
         return letters(body | {"n": 1}, nth)

@@ -49,7 +49,7 @@ class Record:
     messages: tuple[Message, ...]
     reply: str
     status: ReplyStatus
-    tokens: int
+    tokens: int | None  # None: not stated
     detail: str
     sampling: str  # a hash of the settings it was drawn with
 

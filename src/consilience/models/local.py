@@ -125,7 +125,7 @@ class LocalAnswerer:
     def _keep(self, key: str, choice: Mapping[str, Any]) -> None:
         call = self._cache.begin([key], Amount(0, 0, 0.0), None)
         if not isinstance(call, Begin):  # another process may have been faster
-            self._cache.finish(call, {key: choice}, model=self.name, prompt=0, completion=0, money=0.0)
+            self._cache.finish(call, {key: choice}, model=self.name, cost=Amount(0, 0, 0.0), stated=False)
 
 
 def _refuse_what_is_not_there(request: Request) -> None:

@@ -61,13 +61,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply to the prompt `id`; `tokens` are those the model wrote, the one that ends it left out."""
+    """One reply to the prompt `id`; `tokens` are those the model wrote, the one that ends it left out.
+
+    None where they are not known: a server may state none, or those of several samples together.
+    """
 
     id: str
     sample: int
     text: str
     status: ReplyStatus
-    tokens: int = 0
+    tokens: int | None = None
     detail: str = ""  # why, in words, where there is no reply
 
 

@@ -45,7 +45,7 @@ class LocalSampler:
                 asked.append(prompt)
             except DataError as error:
                 for sample in range(sampling.samples):
-                    yield Reply(prompt.id, sample, "", ReplyStatus.NOT_ASKED, detail=str(error))
+                    yield Reply(prompt.id, sample, "", ReplyStatus.NOT_ASKED, 0, str(error))
         keys = [prompt.id for prompt in asked]
         yield from sample_replies(self.chat_model, ids_T_of, sampling, keys=keys, batch_size=self.batch_size)
 
@@ -92,7 +92,7 @@ def sample_replies(
     for new_tokens, alike in groupby(order, key=room):
         rows = [(index, sample) for index in alike for sample in range(sampling.samples)]
         if new_tokens == 0:
-            yield from (Reply(keys[index], sample, "", ReplyStatus.NO_ROOM) for index, sample in rows)
+            yield from (Reply(keys[index], sample, "", ReplyStatus.NO_ROOM, 0) for index, sample in rows)
             continue
         for begin in range(0, len(rows), batch_size):
             batch = rows[begin : begin + batch_size]

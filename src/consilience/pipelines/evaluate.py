@@ -45,7 +45,7 @@ from consilience.evaluate.length_control import fits
 from consilience.evaluate.logs import Log, Score, scores_row
 from consilience.judge import Judge, open_judge, prompt_named
 from consilience.models import ReplyStatus, Sampler
-from consilience.models.endpoint import Endpoint
+from consilience.models.endpoint import Endpoint, notes_kept
 from consilience.pipelines.compare import CompareSettings, compared, estimates_json
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
 from consilience.pipelines.places import Places
@@ -139,7 +139,6 @@ class _Evaluation:
 
     def __init__(self, recipe: EvaluateRecipe, places: Places, run: RunFolder, on_progress: OnProgress) -> None:
         self.recipe, self.places, self.run, self.on_progress = recipe, places, run, on_progress
-        self.notes: list[str] = []  # what servers do otherwise than asked
 
     @property
     def _cache(self) -> Path:
@@ -161,12 +160,10 @@ class _Evaluation:
             with _Model(self.recipe, self.places, name, self._cache) as model:
                 for task in tasks.values():
                     self._answer(model, task)
-                self.notes += model.notes
         with _Judges(self.recipe, self.places, self._cache) as judges:
             for task in tasks.values():
                 if isinstance(task, JudgedTask):
                     self._judge(task, judges)
-            self.notes += judges.notes
         scores = {name: self._scores(task) for name, task in tasks.items()}
         judge_of = {name: self._judge_of(task) for name, task in tasks.items()}
         rows = (
@@ -185,7 +182,7 @@ class _Evaluation:
                 self.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
             ),
             "level": self.recipe.level,
-            "notes": [*dict.fromkeys(self.notes)],
+            "notes": self._notes(),
             "models": {name: {"about": self._about(name)} for name in self.recipe.models},
             "tasks": {name: self._result(task, scores[name]) for name, task in tasks.items()},
         }
@@ -194,6 +191,13 @@ class _Evaluation:
         report = self.run.path / "report.html"
         write_evaluation_report(results, report)
         return EvaluateResult(self.run.path, report, results)
+
+    def _notes(self) -> list[str]:
+        """What servers do otherwise than asked, whichever command of a resumed run it was that asked them."""
+        asked = {name: model.endpoint for name, model in self.recipe.models.items()}
+        asked |= {f"judge {name}": judge.endpoint for name, judge in self.recipe.judges.items()}
+        there = {name: endpoint for name, endpoint in asked.items() if endpoint is not None}
+        return [f"{name}: {note}" for name, endpoint in there.items() for note in notes_kept(self._cache, endpoint)]
 
     def _make_tiny(self, folder: Path) -> None:
         from consilience.pipelines.tiny import make_tiny_world
@@ -422,11 +426,6 @@ class _Model:
         if self.endpoint is not None:
             self.endpoint.close()
 
-    @property
-    def notes(self) -> list[str]:
-        """What the server does otherwise than asked."""
-        return [f"{self.name}: {note}" for note in self.endpoint.notes] if self.endpoint else []
-
     def refuse_unusable(self, tasks: Sequence[str]) -> None:
         """Raises for a missing key, weights, tokenizer, chat template or file, before anything is asked or paid."""
         if self.settings.endpoint is not None:
@@ -483,7 +482,6 @@ class _Judges:
     def __init__(self, recipe: EvaluateRecipe, places: Places, cache: Path) -> None:
         self.recipe, self.places, self.cache = recipe, places, cache
         self.opened: dict[str, Judge] = {}
-        self.noted: list[str] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> _Judges:
@@ -491,11 +489,6 @@ class _Judges:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    @property
-    def notes(self) -> list[str]:
-        """What there is to say of the judges that were asked."""
-        return [f"judge {name}: {note}" for name, judge in self.opened.items() for note in judge.notes()]
 
     def open(self, name: str) -> Judge:
         """The judge called `name`. Raises what `open_judge` raises."""

@@ -15,7 +15,7 @@ from typing import IO, Any
 from consilience.config import flatten
 from consilience.errors import ConfigError, DataError, pick
 from consilience.models import load_model, load_tokenizer
-from consilience.models.endpoint import Endpoint, EndpointSettings, Status
+from consilience.models.endpoint import Endpoint, EndpointSettings, Status, notes_kept
 from consilience.pipelines.places import Places
 from consilience.records import Message, messages_of, read_rows, write_jsonl
 from consilience.run import fingerprint, write_json
@@ -117,6 +117,8 @@ def search_file(
                     os.fsync(file.fileno())
                     on_progress("search", sum(prompt.id in found for prompt in prompts), len(prompts))
                 counts = counted()
+        elif job.endpoint:
+            counts = {"notes": notes_kept(_answers(job), job.endpoint)}
         _put_in_order(job.out, prompts, found)
     return _summary(job, prompts, found, len(missing)) | counts
 
@@ -174,15 +176,14 @@ def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], No
         if pair
         else None
     )
-    with Endpoint(job.endpoint, cache=job.out.with_name(job.out.name + ".answers.sqlite"), on_note=on_note) as endpoint:
-        notes: list[str] = []
+    with Endpoint(job.endpoint, cache=_answers(job), on_note=on_note) as endpoint:
+        large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by)
+        yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": endpoint.notes}
 
-        def noted(note: str) -> None:
-            notes.append(note)
-            on_note(note)
 
-        large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by, on_note=noted)
-        yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": [*endpoint.notes, *notes]}
+def _answers(job: SearchJob) -> Path:
+    """The file of the server's answers."""
+    return job.out.with_name(job.out.name + ".answers.sqlite")
 
 
 def estimate_file(job: SearchJob) -> str:
@@ -326,6 +327,7 @@ def _summary(
 ) -> dict[str, Any]:
     rows = [found[prompt.id] for prompt in prompts]
     scores = [row["score"] for row in rows if row.get("score") is not None]
+    tokens = [row.get("tokens", 0) for row in rows]  # None: the server states none
     return {
         "out": str(job.out.resolve()),
         "method": job.method,
@@ -333,5 +335,5 @@ def _summary(
         "searched": searched,
         "status": dict(Counter(row["status"] for row in rows)),
         "mean_score": sum(scores) / len(scores) if scores else None,
-        "tokens": sum(row.get("tokens", 0) for row in rows),
+        "tokens": None if None in tokens else sum(tokens),
     }

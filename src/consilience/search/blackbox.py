@@ -57,7 +57,7 @@ class Opened:
     settings: SearchSettings
     text: str  # the prompt through the chat template, or as it is; "" where the server applies its own
     limit: int  # tokens of the reply
-    prompt_tokens: int = 0  # as the server counts them, once it has
+    prompt_tokens: int | None = None  # as the server counts them, once it has
 
 
 class EndpointModel:
@@ -72,17 +72,16 @@ class EndpointModel:
         tokenizer: Any = None,
         raw: bool = False,
         way: str = "auto",
-        on_note: Callable[[str], None] = lambda note: None,
     ) -> None:
         """`tokenizer` is the large model's: its chat template is applied here, and texts go to /completions.
 
-        `on_note` is told what the server does otherwise, beside what `endpoint` itself tells.
+        What the server does otherwise is among the notes of `endpoint`.
         Raises `ConfigError` for an unknown way, or for a tokenizer without a chat template.
         """
         chosen = pick(WAYS, way, "way to continue a reply")
         if chosen is None and (tokenizer is not None or raw):
             chosen = Continuation.COMPLETIONS
-        self.endpoint, self.way, self.raw, self.on_note = endpoint, chosen, raw, on_note
+        self.endpoint, self.way, self.raw = endpoint, chosen, raw
         self.sends_top_k, self.all_alike = True, False
         self.template = None if tokenizer is None or raw else template_of(tokenizer, None)
         if chosen is Continuation.COMPLETIONS and self.template is None and not raw:
@@ -121,7 +120,7 @@ class EndpointModel:
                 unanswered[one.opened.prompt.id] = NoReply(str(lost[0].status), lost[0].reason)
                 continue
             self._look_alike(one, mine)
-            one.opened.prompt_tokens = one.opened.prompt_tokens or mine[0].prompt_tokens or 0
+            one.opened.prompt_tokens = one.opened.prompt_tokens or mine[0].prompt_tokens
             found[id(one.parent)] = _continued(one, mine)
         if unanswered:
             raise Unanswered(unanswered)
@@ -142,7 +141,7 @@ class EndpointModel:
             answer.status is Status.API_ERROR and "top_k" in answer.reason for answer in answers
         ):
             self.sends_top_k = False  # it is not OpenAI's
-            self.on_note("the server refuses top_k: it draws among all tokens")
+            self.endpoint.note("the server refuses top_k: it draws among all tokens")
             return self._ask(asked)
         return answers
 
@@ -151,7 +150,7 @@ class EndpointModel:
         drawn = one.opened.settings.temperature > 0 and one.count >= ALIKE and one.tokens >= ALIKE_TOKENS
         if drawn and not self.all_alike and len({answer.text for answer in answers}) == 1:
             self.all_alike = True
-            self.on_note(
+            self.endpoint.note(
                 f"{one.count} samples of the same beginning are all alike: the server may ignore the temperature"
             )
 
@@ -184,14 +183,20 @@ class EndpointModel:
         """Which way the server goes on with a reply, found out by a question of one token.
 
         A server that does not know `continue_final_message` may also ignore it, and begin a new reply; then its prompt
-        is as long with it as without it.
+        is as long with it as without it. One that does not state how long its prompts are is not believed.
         """
         plain = self._probe(None)
         for way in (Continuation.FLAG, Continuation.PREFIX):
             answer = self._probe(way)
-            if answer.status in (Status.OK, Status.TRUNCATED) and (
-                None in (answer.prompt_tokens, plain.prompt_tokens) or answer.prompt_tokens != plain.prompt_tokens
-            ):
+            if answer.status not in (Status.OK, Status.TRUNCATED):
+                continue
+            if answer.prompt_tokens is None or plain.prompt_tokens is None:
+                raise BackendError(
+                    f"{self.endpoint.name} states no usage, so it cannot be told whether it goes on with the beginning "
+                    f"of a reply or begins anew. Give --continue-by {way}, if you know that it goes on; or "
+                    "--tokenizer, the large model's, whose chat template is then used with /completions; or --chunk 0."
+                )
+            if answer.prompt_tokens != plain.prompt_tokens:
                 return way
         raise BackendError(
             f"{self.endpoint.name} does not go on with the beginning of a reply: it knows neither "
@@ -230,6 +235,7 @@ def _asked(want: Wanted) -> list[_Asked]:
     counts = Counter(map(id, want.parents))
     found = []
     for key, parent in live.items():
+        assert parent.tokens is not None  # what goes on was cut off, at a number of tokens that was asked for
         left = opened.limit - parent.tokens
         found.append(_Asked(opened, parent, counts[key], left if want.tokens is None else min(want.tokens, left)))
     return found
@@ -241,29 +247,31 @@ def _continued(one: _Asked, answers: Sequence[Answer]) -> list[Hypothesis]:
     for answer, written in zip(answers, _tokens(one, answers), strict=True):
         cut_off = answer.status is Status.TRUNCATED
         text = one.parent.text + (answer.text.rstrip(UNFINISHED) if cut_off else answer.text)
-        tokens = one.parent.tokens + written
+        tokens = None if written is None or one.parent.tokens is None else one.parent.tokens + written
         stopped = any(stop in text for stop in one.opened.settings.stop)  # across two chunks it is for us to find
         finish = Finish.STOP if stopped or not cut_off else None
-        if finish is None and tokens >= one.opened.limit:
+        if finish is None and tokens is not None and tokens >= one.opened.limit:
             finish = Finish.LENGTH
         end = None if cut_off or stopped or _by_stop_text(answer) else NATURAL_END
         hypotheses.append(Hypothesis(ids=(), text=text, finish=finish, end=end, tokens=tokens))
     return hypotheses
 
 
-def _tokens(one: _Asked, answers: Sequence[Answer]) -> list[int]:
+def _tokens(one: _Asked, answers: Sequence[Answer]) -> list[int | None]:
     """The tokens of each answer. A server counts those of a call, which begins with the index 0: replies that were cut
-    off have as many as they could, and those that ended are taken to share the rest."""
+    off have as many as they could, and those that ended are taken to share the rest; None where it counts none."""
     calls: list[list[Answer]] = []
     for answer in answers:
         if not calls or answer.raw.get("index", 0) == 0:
             calls.append([])
         calls[-1].append(answer)
-    found = []
+    found: list[int | None] = []
     for call in calls:
         ended = sum(answer.status is Status.OK for answer in call)
-        rest = max(0, (call[0].completion_tokens or 0) - one.tokens * (len(call) - ended))
-        each = min(one.tokens, round(rest / ended)) if ended else 0
+        stated, each = call[0].completion_tokens, None
+        if stated is not None and ended:
+            rest = max(0, stated - one.tokens * (len(call) - ended))
+            each = min(one.tokens, round(rest / ended))
         found += [each if answer.status is Status.OK else one.tokens for answer in call]
     return found
 

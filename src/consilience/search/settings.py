@@ -81,7 +81,7 @@ class Hypothesis:
     score: float = 0.0  # the guide's, in nats
     logprob: float = 0.0  # in the distributions it was drawn from, in nats
     entropy: float = 0.0  # of the distribution that its newest chunk's first token was drawn from, in bits
-    tokens: int = 0  # of the large model, where there are no `ids`
+    tokens: int | None = 0  # of the large model, where there are no `ids`; None: the server states no usage
     said: Said = NOTHING  # how much of `ids` is in `text`
     handle: Any = None  # where the sampling model goes on
     marks: Any = None  # where the guide goes on
@@ -105,8 +105,8 @@ class Result:
     id: str
     replies: tuple[Reply, ...]
     chunks: int
-    prompt_tokens: int
-    completion_tokens: int  # of the best reply
+    prompt_tokens: int | None  # None: the server of the large model states no usage
+    completion_tokens: int | None  # of the best reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +114,5 @@ class Reply:
     text: str
     finish: Finish
     score: float | None  # the guide's log π_tuned − log π_untuned, in nats; None without a guide
-    tokens: int
+    tokens: int | None  # None: not stated
     ids: tuple[int, ...] = field(default=(), repr=False)

@@ -79,7 +79,7 @@ class GuidedSearch:
         if not any(other.job == one.job for other in self.under_way.values()):
             del self.hypotheses[one.job]
         best = update.result.replies[0]
-        return Piece(one.job, one.choice, text, tokens=best.tokens, finish=str(best.finish))
+        return Piece(one.job, one.choice, text, tokens=len(best.ids), finish=str(best.finish))
 
     def _search_of(self, job: Job) -> Searches:
         return self.texts if job.goes_on else self.chats

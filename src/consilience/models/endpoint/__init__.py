@@ -6,7 +6,7 @@ with Endpoint(EndpointSettings(url="http://localhost:8000/v1", model="m"), cache
 
 from consilience.models.endpoint.answer import Answer, Status, Token
 from consilience.models.endpoint.cache import Spent
-from consilience.models.endpoint.client import Endpoint
+from consilience.models.endpoint.client import Endpoint, notes_kept
 from consilience.models.endpoint.request import Request, samples
 from consilience.models.endpoint.settings import Budget, EndpointSettings, Price
 
@@ -20,5 +20,6 @@ __all__ = [
     "Spent",
     "Status",
     "Token",
+    "notes_kept",
     "samples",
 ]

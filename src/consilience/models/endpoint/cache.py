@@ -3,6 +3,7 @@
     answers   key -> one sample of an answer, as the server sent it
     calls     every call that was begun: what it cost; what it may have cost where no answer arrived
     claims    key -> the call that is asking for it now, in whichever process
+notes     what a server was seen to do otherwise than asked: a report made after a resume must say it, too
 
 An answer is on the disk before anyone sees it. A process that dies leaves claims: its sign of life tells that it is
 gone; the next one that wants the answer asks again, and counts the lost call as one that may have been paid.
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, call INTEGER NOT NULL) 
 CREATE TABLE IF NOT EXISTS totals (
     calls INTEGER, lost INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER, money REAL,
     unsure_tokens INTEGER, unsure_money REAL);
+CREATE TABLE IF NOT EXISTS notes (server TEXT, note TEXT, UNIQUE (server, note));
 INSERT INTO totals SELECT 0, 0, 0, 0, 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
 """
 
@@ -146,10 +148,9 @@ class AnswerCache:
             self._sql.executemany("INSERT INTO claims VALUES (?, ?)", [(key, call) for key in keys])
             return call
 
-    def finish(
-        self, call: int, choices: Mapping[str, Any], *, model: str, prompt: int, completion: int, money: float
-    ) -> None:
-        """Keeps the answers of a call and what it cost."""
+    def finish(self, call: int, choices: Mapping[str, Any], *, model: str, cost: Amount, stated: bool = True) -> None:
+        """Keeps the answers of a call and its cost, which is the most it can have been where the server stated none."""
+        prompt, completion, money = cost
         with self._transaction(through_power_cuts=True):
             self._sql.executemany(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)",
@@ -157,7 +158,7 @@ class AnswerCache:
             )
             self._sql.execute(
                 "UPDATE calls SET model = ?, prompt_tokens = ?, completion_tokens = ? WHERE id = ?",
-                (model, prompt, completion, call),
+                (model, prompt if stated else None, completion if stated else None, call),
             )
             self._sql.execute(
                 "UPDATE totals SET calls = calls + 1, prompt_tokens = prompt_tokens + ?, "
@@ -165,6 +166,17 @@ class AnswerCache:
                 (prompt, completion, money),
             )
             self._end(call, "answered")
+
+    def note(self, server: str, note: str) -> None:
+        """Keeps a note about a server."""
+        with self._transaction():
+            self._sql.execute("INSERT OR IGNORE INTO notes VALUES (?, ?)", (server, note))
+
+    def notes(self, server: str) -> list[str]:
+        """The notes about a server, in the order in which they were made."""
+        with self._work():
+            found = self._sql.execute("SELECT note FROM notes WHERE server = ? ORDER BY rowid", (server,))
+            return [note for (note,) in found]
 
     def fail(self, call: int, *, charged: bool) -> None:
         """Gives a call up; one that may have been charged for counts as lost."""

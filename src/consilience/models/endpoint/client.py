@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class Endpoint:
         self._cache = AnswerCache(cache)
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._jitter, self._on_note = jitter, on_note
-        self._notes: dict[str, None] = {}
+        self._notes = dict.fromkeys(self._cache.notes(settings.name))
+        self._told: set[str] = set()
         self._lock = threading.Lock()
         self._closed = ""  # why no request can succeed any more
         self._failed_in_a_row = 0
@@ -81,7 +83,7 @@ class Endpoint:
 
     @property
     def notes(self) -> list[str]:
-        """What the server does otherwise than asked, for the report."""
+        """What the server does otherwise than asked, for the report; earlier runs with the same cache included."""
         return list(self._notes)
 
     def ask(
@@ -97,7 +99,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """The model and where it is."""
-        return f"{self.settings.model} at {self.settings.url}"
+        return self.settings.name
 
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, extra: Mapping[str, Any] | None = None
@@ -111,7 +113,7 @@ class Endpoint:
         for place, answer in self.each(request for _, request in asked):
             id_, request = asked[place]
             # A server counts the tokens of a call, not those of each sample.
-            tokens = (answer.completion_tokens or 0) if sampling.samples == 1 else 0
+            tokens = answer.completion_tokens if sampling.samples == 1 else None
             yield Reply(id_, request.sample, answer.text, _ended(answer), tokens, answer.reason)
 
     def each(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
@@ -154,7 +156,7 @@ class Endpoint:
             answers |= found
         texts = {answers[key].text for key in keys}
         if len(keys) > 1 and len(texts) == 1 and len(texts.pop()) >= LONG and batch[0].temperature != 0:
-            self._note("the samples of a reply were all the same: perhaps the server does not sample")
+            self.note("the samples of a reply were all the same: perhaps the server does not sample")
         return [answers[key] for key in keys]
 
     def _call(self, request: Request, keys: Sequence[str], stop: threading.Event) -> dict[str, Answer]:
@@ -215,25 +217,26 @@ class Endpoint:
     def _keep(self, call: int, request: Request, keys: Sequence[str], most: Amount, said: Said) -> dict[str, Answer]:
         """The answers of a call, on the disk before they are returned."""
         prompt, completion = said.answers[0].prompt_tokens, said.answers[0].completion_tokens
+        cost = most
         if prompt is None or completion is None:
-            self._note("the server states no usage: calls are counted at the most that they can have cost")
-            prompt, completion = most.prompt_tokens, most.completion_tokens
-        money = self._money(prompt, completion)
+            self.note("the server states no usage: calls are counted at the most that they can have cost")
+        else:
+            cost = Amount(prompt, completion, self._money(prompt, completion))
         choices = {key: answer.raw for key, answer in zip(keys, said.answers)}
-        self._cache.finish(call, choices, model=said.model, prompt=prompt, completion=completion, money=money)
+        self._cache.finish(call, choices, model=said.model, cost=cost, stated=cost is not most)
         self._failed_in_a_row = 0
         if len(said.answers) < len(keys):
             self._ask_one_by_one("ignores")
         if request.top_logprobs is not None and said.answers[0].tokens is None:
-            self._note("the server gives no log-probabilities, although they were asked for")
+            self.note("the server gives no log-probabilities, although they were asked for")
         if said.model and said.model != self.settings.model:
-            self._note(f"the server calls the model that answered {said.model}; asked for was {self.settings.model}")
+            self.note(f"the server calls the model that answered {said.model}; asked for was {self.settings.model}")
         return dict(zip(keys, said.answers))
 
     def _ask_one_by_one(self, what: str) -> None:
         if not self._ignores_n:
             self._ignores_n = True
-            self._note(f"the server {what} n: it is asked once for each sample")
+            self.note(f"the server {what} n: it is asked once for each sample")
 
     def _count_failure(self, failed: Failed) -> None:
         with self._lock:
@@ -243,13 +246,24 @@ class Endpoint:
             elif self._failed_in_a_row >= IN_A_ROW:
                 self._closed = f"{IN_A_ROW} requests in a row got no answer, the last one because of: {failed.reason}"
 
-    def _note(self, note: str) -> None:
+    def note(self, note: str) -> None:
+        """Keeps what the server does otherwise than asked, and tells it once."""
         note = self._server.clean(note)
         with self._lock:
-            new = note not in self._notes
+            new = note not in self._told
+            self._told.add(note)
             self._notes[note] = None
         if new:
+            self._cache.note(self.name, note)
             self._on_note(note)
+
+
+def notes_kept(cache: Path, settings: EndpointSettings) -> list[str]:
+    """What the server was seen to do otherwise than asked while the answers in the file `cache` were asked for."""
+    if not cache.is_file():
+        return []
+    with closing(AnswerCache(cache)) as kept:
+        return kept.notes(settings.name)
 
 
 def _requests(prompt: Prompt, sampling: Sampling, extra: Mapping[str, Any]) -> list[Request]:

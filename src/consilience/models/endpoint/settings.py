@@ -82,6 +82,11 @@ class EndpointSettings(Settings):
         return {"url": self.url, "model": self.model} if info.context == DECIDES else whole(self)
 
     @property
+    def name(self) -> str:
+        """The model and where it is."""
+        return f"{self.model} at {self.url}"
+
+    @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
         return urlsplit(self.url).hostname in LOOPBACK

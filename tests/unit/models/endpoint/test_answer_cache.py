@@ -17,7 +17,7 @@ NOTHING = Amount(0, 0, 0.0)
 def answer(cache: AnswerCache, key: str) -> None:
     call = cache.begin([key], NOTHING, None)
     assert isinstance(call, int)
-    cache.finish(call, {key: {"message": {"content": key}}}, model="m", prompt=2, completion=1, money=0.5)
+    cache.finish(call, {key: {"message": {"content": key}}}, model="m", cost=Amount(2, 1, 0.5))
 
 
 def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_claim_holds_while_its_owner_lives(tmp_path: Path) -> None:
     call = other.begin(["k"], NOTHING, None)
     assert isinstance(call, int)
     assert (other.spent.lost, other.spent.unsure_tokens, other.spent.unsure_money) == (1, 10, 3.0)
-    other.finish(call, {"k": {"text": "x"}}, model="m", prompt=1, completion=1, money=0)
+    other.finish(call, {"k": {"text": "x"}}, model="m", cost=Amount(1, 1, 0.0))
     assert other.begin(["k"], NOTHING, None) is Begin.ANSWERED
     assert other.get(["k", "l"])["k"].text == "x"
 
