@@ -70,4 +70,4 @@ def _read(path: Path) -> list[Reply]:
 
 
 def _reply_of(row: Mapping[str, object]) -> Reply:
-    return Reply(**{**row, "status": ReplyStatus(str(row["status"]))})  # type: ignore[arg-type]
+    return Reply(**{**row, "status": ReplyStatus(str(row.get("status")))})  # type: ignore[arg-type]
