@@ -153,6 +153,7 @@ class Judgment:
     said: str = ""  # the judge's words
     reason: str = ""  # why there is no verdict
     prompt: str = ""  # a hash of the judge's prompt before it was filled
+    cut: bool = False  # the judge reads no text of this length: it saw a beginning only
 
     @property
     def consistent(self) -> bool | None:
@@ -174,7 +175,7 @@ def judgment_of(row: Any, *, where: str) -> Judgment:
     """One row of a file of judgments. Raises `DataError` with `where` in front."""
     try:
         value = None if row["value"] is None else float(row["value"])
-        rest = {name: row[name] for name in ("swapped", "stated", "said", "reason", "prompt") if name in row}
+        rest = {name: row[name] for name in ("swapped", "stated", "said", "reason", "prompt", "cut") if name in row}
         orders = tuple(judgment_of(one, where=where) for one in row.get("orders", ()))
         state = VerdictState(row["state"])
         return Judgment(key=row["key"], judge=row["judge"], state=state, value=value, orders=orders, **rest)

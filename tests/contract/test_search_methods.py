@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "search"))
 from search_models import gpt2, llama, model_of, prompt_of
 
-from consilience.errors import BackendError
+from consilience.errors import BackendError, ConfigError
 from consilience.search import METHODS, Finish, Models, Result, SearchSettings, TreeModel, search
 
 PROMPTS = [prompt_of("w5 w6 w7 w8", "a"), prompt_of("w9 w3", "b")]
@@ -39,6 +39,15 @@ def replies(method: Any, models: Models, **changes: Any) -> list[Result]:
 def test_a_seed_gives_the_same_replies_again(method: Any, models: Models) -> None:
     first, second = replies(method, models), replies(method, models)
     assert [each.replies[0].ids for each in first] == [each.replies[0].ids for each in second]
+
+
+def test_two_prompts_of_one_id_are_refused(method: Any, models: Models) -> None:
+    searches, settings = method(models, SearchSettings(width=2, successors=2, chunk=3, max_new_tokens=9, top_k=0))
+    searches.add(PROMPTS[0], settings)
+    with pytest.raises(ConfigError, match="two prompts are called 'a'"):
+        searches.add(prompt_of("w1", "a"), settings)
+    assert [one.prompt for one in searches.under_way.values()] == [PROMPTS[0]]
+    searches.cancel("a")
 
 
 def test_a_reply_keeps_to_its_length(method: Any, models: Models) -> None:

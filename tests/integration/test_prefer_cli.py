@@ -180,7 +180,9 @@ def test_refused_in_one_line(case: str, written: Callable[..., Path], tmp_path: 
         ("return 1.0", "the judge gives 1 to all"),
         ("return 1.0 if reply[0] < 'n' else None", "replies that it scored, of "),
         ("return float('nan')", "no score for any of"),
-        ("return 'good'", "gives 'good' for a reply"),
+        ("return float('inf')", "no score for any of"),
+        ("return 'good'", "gives 'good' (str) for a reply"),
+        ("return [1]", "gives '[1]' (list) for a reply"),
     ],
 )
 def test_a_reward_that_says_nothing_stops_the_run(

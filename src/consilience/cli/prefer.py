@@ -30,10 +30,12 @@ def prefer(
         return
     if as_json:
         paths = {name: str(getattr(result, name).resolve()) for name in ("run", "model", "report")}
-        shown = ("baseline", "start", "arms", "decompositions")
+        shown = ("baseline", "start", "arms", "decompositions", "notes")
         print(json.dumps(paths | {key: result.results[key] for key in shown}))
         return
     from consilience.cli.preference_table import preference_table
 
     print(preference_table(result.results))
+    for note in result.results["notes"]:
+        print(f"note    {note}")
     print(f"\nmodel   {result.model}\nreport  {result.report}")

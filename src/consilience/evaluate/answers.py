@@ -148,6 +148,15 @@ class _Finished(NamedTuple):
         return ReplyStatus.OK if self.text.strip() else ReplyStatus.EMPTY
 
 
+def _number(row: Mapping[str, Any], key: str, where: str, least: int) -> int:
+    value = row.get(key)
+    if value is None:
+        return least
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataError(f"{where}: {key!r} is {value!r}; expected a whole number from {least}.")
+    return value
+
+
 class FinishedAnswers:
     """A `Sampler` whose replies are in a file: our records, FastChat's model answers, alpaca_eval's outputs, or rows
     with `id` or `prompt` and one of REPLY_FIELDS.
@@ -171,15 +180,18 @@ class FinishedAnswers:
     def _keep(self, where: str, row: Mapping[str, Any], task: str) -> None:
         if isinstance(row.get("choices"), Sequence) and "question_id" in row:  # FastChat
             for sample, choice in enumerate(row["choices"]):
-                for turn, text in enumerate(choice["turns"], start=1):
+                turns = choice.get("turns") if isinstance(choice, Mapping) else None
+                if not isinstance(turns, list) or not all(isinstance(text, str) for text in turns):
+                    raise DataError(f"{where}: choice {sample} has no 'turns', a list of texts, as FastChat's have.")
+                for turn, text in enumerate(turns, start=1):
                     asked = Asked(str(row["question_id"]), (), Sampling(), turn, sample if turn > 1 else 0)
-                    self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = _Finished(str(text))
+                    self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = _Finished(text)
             return
         text = next((row[key] for key in REPLY_FIELDS if isinstance(row.get(key), str)), None)
         if text is None:
             raise DataError(f"{where}: no reply; expected one of {', '.join(REPLY_FIELDS)} among {sorted(row)}.")
         finished = _Finished(text, str(row.get("status") or ""), str(row.get("detail") or ""))
-        sample, turn = int(row.get("sample") or 0), int(row.get("turn") or 1)
+        sample, turn = _number(row, "sample", where, 0), _number(row, "turn", where, 1)
         id_ = next((row[key] for key in ("item", "id", "key", "question_id") if row.get(key) is not None), None)
         if id_ is not None:
             asked = Asked(str(id_), (), Sampling(), turn, sample if turn > 1 else 0)

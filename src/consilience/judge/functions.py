@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from consilience.errors import ConfigError
+from consilience.errors import ConfigError, DataError
 from consilience.judge.judges import (
     Compare,
     Judge,
@@ -19,6 +21,7 @@ from consilience.judge.judges import (
     Reply,
     dialogue,
     key_of,
+    no_progress,
     over_both_orders,
     prefer_by_scores,
     prefer_of,
@@ -26,18 +29,25 @@ from consilience.judge.judges import (
     turned,
 )
 from consilience.judge.readings import Reading, preference
-from consilience.records import Judgment, VerdictState
+from consilience.records import Judgment, VerdictState, printable
 
-Score = Callable[[Prompt, Reply], float | None]
+Score = Callable[
+    ..., float | None
+]  # of prompt and reply; of a third parameter, the row of the data, where there is one
 CompareTwo = Callable[[Prompt, Reply, Reply], float | None]
 
 
 def judge_of_function(name: str, *, score: Score | None = None, compare: CompareTwo | None = None) -> Judge:
     """A judge that rates by `score(prompt, reply)`, or prefers by `compare(prompt, first, second)` in both orders.
 
-    `compare` gives how far the first is preferred, from 0 to 1. None or NaN is no verdict. A judge with a score only
-    prefers the reply with the higher one.
+    `compare` gives how far the first is preferred, from 0 to 1. None, NaN or infinity is no verdict; the judge raises
+    `DataError` at what is no number. A judge with a score only prefers the reply with the higher one.
     """
+    if score and _needs_row(score):
+        raise ConfigError(
+            f"{name} takes a row of the data, which only `consilience prefer` has. "
+            "Give it two parameters, prompt and reply."
+        )
     scores = scores_of(name, _rate(name, score)) if score else None
     if compare:
         return Judge(name=name, scores=scores, prefer=prefer_of(name, _compare(name, compare)))
@@ -63,16 +73,37 @@ def load_function(place: str, folder: Path) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def rate_by_function(
+    name: str,
+    score: Score,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Reply],
+    rows: Sequence[Mapping[str, Any]] = (),
+    on_progress: OnProgress = no_progress,
+) -> list[Judgment]:
+    """What `score` gives every reply; where there are rows, one with a third parameter is shown the prompt's."""
+    shown = [(row,) for row in rows] if rows and len(_parameters(score)) > 2 else [()] * len(prompts)
+    judgments: list[Judgment] = []
+    for prompt, reply, row in zip(prompts, replies, shown, strict=True):
+        said = score(prompt, reply, *row)
+        judgments.append(_judgment(name, _reading(name, said, prompt), said, dialogue(prompt, reply)))
+        on_progress(len(judgments), len(prompts))
+    return judgments
+
+
+def _parameters(score: Score) -> list[inspect.Parameter]:
+    return [*inspect.signature(score).parameters.values()]
+
+
+def _needs_row(score: Score) -> bool:
+    return sum(parameter.default is parameter.empty for parameter in _parameters(score)) > 2
+
+
 def _rate(name: str, score: Score) -> Rate:
     def rate(
         prompts: Sequence[Prompt], replies: Sequence[Reply], references: References, on_progress: OnProgress
     ) -> list[Judgment]:
-        judgments: list[Judgment] = []
-        for prompt, reply in zip(prompts, replies):
-            said = score(prompt, reply)
-            judgments.append(_judgment(name, _reading(said), said, dialogue(prompt, reply)))
-            on_progress(len(judgments), len(prompts))
-        return judgments
+        return rate_by_function(name, score, prompts, replies, on_progress=on_progress)
 
     return rate
 
@@ -80,7 +111,7 @@ def _rate(name: str, score: Score) -> Rate:
 def _compare(name: str, compare: CompareTwo) -> Compare:
     def one_order(prompt: Prompt, first: Reply, second: Reply) -> Judgment:
         said = compare(prompt, first, second)
-        reading = _reading(said)
+        reading = _reading(name, said, prompt)
         if reading.value is not None:
             inside = 0 <= reading.value <= 1
             reading = preference(reading.value) if inside else Reading(VerdictState.OUT_OF_RANGE, stated=reading.value)
@@ -103,13 +134,19 @@ def _compare(name: str, compare: CompareTwo) -> Compare:
     return both_orders
 
 
-def _reading(said: float | None) -> Reading:
-    if said is None or math.isnan(said):
+def _reading(name: str, said: object, prompt: Prompt) -> Reading:
+    if said is None:
         return Reading(VerdictState.UNPARSED)
-    return Reading(VerdictState.OK, float(said))
+    if not isinstance(said, Real):  # numpy's numbers are
+        asked = prompt if isinstance(prompt, str) else prompt[-1].content
+        raise DataError(
+            f"the function {name} gives {str(said)[:40]!r} ({type(said).__name__}) for a reply to "
+            f"{printable(asked[:40])!r}; expected a number, or None for no verdict."
+        )
+    return Reading(VerdictState.OK, float(said)) if math.isfinite(said) else Reading(VerdictState.UNPARSED)
 
 
-def _judgment(name: str, reading: Reading, said: float | None, *asked: Any) -> Judgment:
+def _judgment(name: str, reading: Reading, said: object, *asked: Any) -> Judgment:
     reason = f"the function gave {said}" if reading.value is None else ""
     return Judgment(
         key=key_of(name, asked),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,15 @@ def ranker_judge(path: str, *, dtype: str = "float32") -> Judge:
     """Preferences by PairRM (Jiang et al. 2023, arXiv 2306.02561), in the layout of `llm-blender/PairRM-hf`.
 
     The model reads the prompt and both replies at once, in both orders here; P(first) is sigmoid of its difference.
-    What is longer than its limits is cut at the end, as it was when it was trained.
+    What is longer than its limits is cut at the end, as it was when it was trained, and the judgment says so.
     """
     tokenizer, model = _load(PairRanker, path, dtype)
 
-    def one_order(prompts: list[str], firsts: list[str], seconds: list[str]) -> Iterator[tuple[int, float]]:
-        ids = {i: _pair_ids(tokenizer, *texts) for i, texts in enumerate(zip(prompts, firsts, seconds))}
-        yield from _in_batches(ids, lambda batch: model(**_padded(tokenizer, batch, model)), model)
+    def one_order(prompts: list[str], firsts: list[str], seconds: list[str]) -> Iterator[tuple[int, float, bool]]:
+        read = [_pair_ids(tokenizer, *texts) for texts in zip(prompts, firsts, seconds)]
+        ids = {i: ids for i, (ids, _) in enumerate(read)}
+        found = _in_batches(ids, lambda batch: model(**_padded(tokenizer, batch, model)), model)
+        yield from ((i, difference, read[i][1]) for i, difference in found)
 
     def compare(
         prompts: Sequence[Prompt],
@@ -105,8 +108,8 @@ def ranker_judge(path: str, *, dtype: str = "float32") -> Judge:
         first, second = ([pair[which][-1].content for pair in chats] for which in (0, 1))
         orders: list[dict[int, Judgment]] = [{}, {}]
         for nth, shown in enumerate(((first, second), (second, first))):
-            for i, difference in one_order(before, *shown):
-                orders[nth][i] = _compared(path, chats[i], difference, nth == 1)
+            for i, difference, cut in one_order(before, *shown):
+                orders[nth][i] = replace(_compared(path, chats[i], difference, nth == 1), cut=cut)
                 on_progress((len(orders[0]) + len(orders[1])) // 2, len(prompts))
         return [over_both_orders(orders[0][i], orders[1][i]) for i in range(len(prompts))]
 
@@ -171,17 +174,26 @@ def _ids_of(tokenizer: Any, chat: Dialogue) -> list[int]:
     return render(tokenizer, chat).ids_T.tolist()
 
 
-def _pair_ids(tokenizer: Any, prompt: str, first: str, second: str) -> list[int]:
-    """Prompt and replies, each behind its mark. A long prompt's tokens are cut first, and what is left is shared."""
+def _pair_ids(tokenizer: Any, prompt: str, first: str, second: str) -> tuple[list[int], bool]:
+    """Prompt and replies, each behind its mark, and whether any of them was cut.
+
+    A long prompt's tokens are cut first, and what is left is shared.
+    """
+    cut = False
 
     def ids_of(mark: str, text: str, most: int) -> list[int]:
+        nonlocal cut
         for other in (SOURCE, FIRST, SECOND):  # a text that holds a mark must not get the mark's token
             text = text.replace(other, other.replace("|", "| "))
+        ids = list(tokenizer(mark + text, verbose=False)["input_ids"])
+        if len(ids) <= most:
+            return ids
+        cut = True
         return list(tokenizer(mark + text, max_length=most, truncation=True)["input_ids"])
 
     source = ids_of(SOURCE, prompt, SOURCE_TOKENS)
     each = (SOURCE_TOKENS + 2 * REPLY_TOKENS - len(source)) // 2
-    return source + ids_of(FIRST, first, each) + ids_of(SECOND, second, each)
+    return source + ids_of(FIRST, first, each) + ids_of(SECOND, second, each), cut
 
 
 def _padded(tokenizer: Any, batch: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:

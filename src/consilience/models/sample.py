@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
 from consilience.models.load import ChatModel, context_of
+from consilience.models.nucleus import keep_likeliest
 from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampling
 from consilience.rng import seed_of
 
@@ -181,25 +182,6 @@ class _Draw(LogitsProcessor):
             [torch.empty_like(row_V).exponential_(generator=own) for row_V, own in zip(kept_BV, self.generators)]
         )
         return kept_BV - exponential_BV.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
-def keep_likeliest(logits_BV: torch.Tensor, *, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    """`logits_BV` with -inf for all but the `top_k` likeliest tokens, and of these all but the nucleus.
-
-    The nucleus are the fewest likeliest tokens whose probabilities, among the tokens left, sum to at least `top_p`
-    (Holtzman et al. 2020, arXiv:1904.09751).
-    """
-    ruled_out = -torch.inf
-    if 0 < top_k < logits_BV.shape[-1]:
-        least_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, ruled_out)
-    if top_p < 1:
-        sorted_BV, places_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-        probs_BV = sorted_BV.softmax(-1)
-        before_BV = probs_BV.cumsum(-1) - probs_BV  # the mass of the likelier ones: the first token always stays
-        sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, ruled_out)
-        logits_BV = torch.empty_like(logits_BV).scatter(-1, places_BV, sorted_BV)
-    return logits_BV
 
 
 def _room(chat_model: ChatModel, prompt_T: NDArray[np.int32], max_new_tokens: int) -> int:

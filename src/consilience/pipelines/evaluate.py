@@ -309,7 +309,7 @@ class _Evaluation:
             result["judge"] = {
                 "name": self._judge_of(task),
                 "prompts": [prompt_named(digest) for digest in sorted(prompts)],
-                "notes": [*task.notes],
+                "notes": [*task.notes, *_cut(judged)],
                 "pairs": pairs,
                 "bias": {
                     model: bias_of(
@@ -499,6 +499,13 @@ class _Judges:
             opened = open_judge(settings, folder=self.places.recipe_folder, cache=self.cache)
             self.opened[name] = self._stack.enter_context(opened)
         return self.opened[name]
+
+
+def _cut(judged: Sequence[Judged]) -> list[str]:
+    """How many judgments are of texts that the judge could not read to their end."""
+    cut = sum(one.judgment.cut for one in judged)
+    longer = "the prompt or a reply is longer than the judge reads, which saw its beginning only"
+    return [f"{cut:,} of {len(judged):,} judgments: {longer}"] if cut else []
 
 
 def _baseline(task: Task) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from consilience.models.endpoint import notes_kept
 from consilience.pipelines.prefer_recipe import PreferRecipe, folder_of_seed
 from consilience.prefer.measure import Measured
 from consilience.run import RunFolder, versions
@@ -60,6 +61,7 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
     return {
         "title": recipe.title,
         "note": recipe.note,
+        "notes": _notes(recipe, run, arms, measured),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.path.name,
         "recipe": yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False),
@@ -101,6 +103,28 @@ def summarize(recipe: PreferRecipe, run: RunFolder, measured: MeasuredBy) -> dic
         "seconds": run.seconds(),
         "versions": versions(),
     }
+
+
+def _notes(recipe: PreferRecipe, run: RunFolder, arms: Mapping[str, Any], measured: MeasuredBy) -> list[str]:
+    """What servers did otherwise than asked, and how much of it all the judge has not read."""
+    found = []
+    if recipe.judge.endpoint:
+        found += [f"judge: {note}" for note in notes_kept(run.path / "judge.sqlite", recipe.judge.endpoint)]
+    counts = [
+        of_round["pairs"]
+        for arm, settings in recipe.of_arms().items()
+        for t, of_round in enumerate(arms[arm]["rounds"], start=1)
+        if settings.in_round(t).data_from is None
+    ]
+    every = [one for of_seed in measured.values() for one in of_seed.values()]
+    cut = sum(of.get("cut", {}).get("cut", 0) for of in counts) + sum(one.cut for one in every)
+    if cut:
+        judged = sum(sum(of.get("verdicts", {}).values()) for of in counts) + sum(sum(o.states.values()) for o in every)
+        found.append(
+            f"judge: {cut:,} of {judged:,} replies were judged by a beginning only, of themselves, of their prompt or "
+            "of a reply beside them: the judge reads no more"
+        )
+    return found
 
 
 def _estimate(values: Values, level: float) -> Estimate | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from consilience.errors import DataError
 from consilience.judge import Judge, JudgeSettings, open_judge, refuse_when_gone
-from consilience.judge.functions import load_function
+from consilience.judge.functions import load_function, rate_by_function
 from consilience.prefer.data import Preference
 from consilience.records import Judgment, VerdictState
 from consilience.rng import stream
@@ -21,10 +20,14 @@ SEEN = (VerdictState.OK, VerdictState.TIE)
 
 
 class Scored(NamedTuple):
-    """A reply's score, higher is better, and what became of the judgment; None unless that is ok."""
+    """A reply's score, higher is better, and what became of the judgment; None unless that is ok.
+
+    `cut` says that the judge read no more than a beginning of the prompt, of this reply or of one beside it.
+    """
 
     value: float | None
     state: str
+    cut: bool = False
 
 
 class Scorer:
@@ -79,7 +82,9 @@ class Scorer:
         refuse_when_gone(judgments)
         shares: dict[tuple[int, int], list[float]] = {}
         states: dict[tuple[int, int], str] = {}
+        cut: set[tuple[int, int]] = set()
         for (i, one, other), judgment in zip(met, judgments, strict=True):
+            cut |= {(i, one), (i, other)} if judgment.cut else set()
             for place, value in ((one, judgment.value), (other, _turned(judgment))):
                 if value is None:
                     states[i, place] = judgment.state
@@ -88,8 +93,8 @@ class Scorer:
 
         def share(place: tuple[int, int]) -> Scored:
             if place in states or place not in shares:  # a mean over fewer rivals is not comparable
-                return Scored(None, states.get(place, VerdictState.MISSING))
-            return Scored(sum(shares[place]) / len(shares[place]), VerdictState.OK)
+                return Scored(None, states.get(place, VerdictState.MISSING), place in cut)
+            return Scored(sum(shares[place]) / len(shares[place]), VerdictState.OK, place in cut)
 
         return [[share((i, place)) for place in range(len(replies))] for i, replies in enumerate(replies_of)]
 
@@ -106,27 +111,15 @@ class Scorer:
         return [_scored(judgment) for judgment in judgments]
 
     def _rate(self, prompts: Sequence[Preference], replies: Sequence[str], on_progress: OnProgress) -> list[Scored]:
+        asked = [preference.prompt for preference in prompts]
         if self._function is None:
-            asked = [preference.prompt for preference in prompts]
             judgments = self._opened().rates()(asked, replies, on_progress=on_progress)
-            refuse_when_gone(judgments)
-            return [_scored(judgment) for judgment in judgments]
-        takes_row = len(inspect.signature(self._function).parameters) > 2
-        found = []
-        for preference, reply in zip(prompts, replies, strict=True):
-            row = (preference.row,) if takes_row else ()
-            value = self._function(preference.prompt, reply, *row)
-            if value is not None and not isinstance(value, int | float):
-                raise DataError(
-                    f"judge.function {self.settings.function} gives {value!r} for a reply to prompt "
-                    f"{preference.id!r}; expected a number, or None for no verdict."
-                )
-            if value is None or not math.isfinite(value):
-                found.append(Scored(None, VerdictState.UNPARSED))
-            else:
-                found.append(Scored(float(value), VerdictState.OK))
-        on_progress(len(replies), len(replies))
-        return found
+        else:
+            rows = [preference.row for preference in prompts]
+            place = str(self.settings.function)
+            judgments = rate_by_function(place, self._function, asked, replies, rows, on_progress)
+        refuse_when_gone(judgments)
+        return [_scored(judgment) for judgment in judgments]
 
     def _opened(self) -> Judge:
         if self._judge is None:
@@ -136,7 +129,7 @@ class Scorer:
 
 def _scored(judgment: Judgment) -> Scored:
     value = judgment.value if judgment.value is not None and math.isfinite(judgment.value) else None
-    return Scored(value if judgment.state in SEEN else None, judgment.state)
+    return Scored(value if judgment.state in SEEN else None, judgment.state, judgment.cut)
 
 
 def _turned(judgment: Judgment) -> float | None:

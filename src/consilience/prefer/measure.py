@@ -32,6 +32,7 @@ class Measured:
     rewards_PS: list[list[float | None]]  # by sample: to be compared with another policy's, reply by reply
     statuses: Mapping[str, int]
     states: Mapping[str, int]  # of the judgments; of an empty reply, which is not judged, its status
+    cut: int  # replies that the judge read in part only
 
 
 def measure(
@@ -72,7 +73,8 @@ def measure(
         on_progress,
     )
     for row, scored in zip(said, judged, strict=True):
-        row["reward"], row["state"] = scored
+        row["reward"], row["state"] = scored.value, scored.state
+        row |= {"cut": True} if scored.cut else {}
     reads = {index: read for index, row in enumerate(rows) if (read := _read(reader, row)) and read.tokens}
     _add_logprobs(rows, reads, "logprob", chat_model, batch_tokens)
     del chat_model
@@ -108,10 +110,12 @@ def read_measured(folder: Path) -> Measured:
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     statuses: Counter[str] = Counter()
     states: Counter[str] = Counter()
+    cut = 0
     for row in rows_of(folder / REPLIES):
         by_prompt.setdefault(row["id"], []).append(row)
         statuses[row["status"]] += 1
         states[row["state"] or row["status"]] += 1
+        cut += "cut" in row
     rows_P = list(by_prompt.values())
     kl_P = [[r["logprob"] - r["start_logprob"] for r in rows if r["logprob"] is not None] for rows in rows_P]
     return Measured(
@@ -122,6 +126,7 @@ def read_measured(folder: Path) -> Measured:
         rewards_PS=[[r["reward"] for r in rows] for rows in rows_P],
         statuses=statuses,
         states=states,
+        cut=cut,
     )
 
 

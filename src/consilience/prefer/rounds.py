@@ -206,6 +206,7 @@ class Round:
                 scores = noisy(rewards, self.annotator, seed=self.seed, names=names) if self.annotator else rewards
                 rows += [
                     {"id": preference.id, "slot": c.slot, "reward": scored.value, "score": score, "state": scored.state}
+                    | ({"cut": True} if scored.cut else {})
                     for c, scored, score in zip(mine, of_prompt, scores, strict=True)
                 ]
             write_jsonl(folder / "verdicts.jsonl", rows)
@@ -286,6 +287,7 @@ class Round:
         if self.settings.pair in JUDGED:
             verdicts = rows_of(self.run.path / self.home / "judge" / "verdicts.jsonl")
             counts["verdicts"] = Counter(row["state"] for row in verdicts)
+            counts["cut"] = {"cut": sum("cut" in row for row in verdicts)}  # read by the judge in part only
         if self.settings.pair == "best_worst":
             replies = self._sample(self.policy, self.settings.sample).values()
             counts["samples"] = Counter(reply.status for of_prompt in replies for reply in of_prompt)

@@ -56,7 +56,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
     if last["difference"]:
         sentences.append(f"Minus {results['baseline']}: {with_interval(last['difference'], signed=True)}.")
     left_out = without_reward(results)
-    return [*sentences, left_out] if left_out else sentences
+    return [*sentences, *([left_out] if left_out else []), *(f"{note}." for note in results["notes"])]
 
 
 def without_reward(results: Mapping[str, Any]) -> str:

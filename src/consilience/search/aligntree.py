@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from consilience.search.chunks import open_both, result_of
+from consilience.search.chunks import open_both, refuse_doubled, result_of
 from consilience.search.guide import Guide
 from consilience.search.sampling import LargeModel, Wanted
 from consilience.search.selection import promise
@@ -59,6 +59,7 @@ class AlignTree:
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
         """Reads the prompt. Raises `DataError` when it does not fit a model or its template."""
+        refuse_doubled(self.under_way, prompt)
         opened, guided = open_both(self.large, self.guide, prompt, settings)
         root = _State(self.large.root(opened))
         self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, root)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from consilience.search.chunks import result_of
+from consilience.search.chunks import refuse_doubled, result_of
 from consilience.search.sampling import LargeModel, Opened
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings, Update
 
@@ -32,6 +32,7 @@ class BeamSearch:
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
         """Reads the prompt. Raises `DataError` when it does not fit the model or its template."""
+        refuse_doubled(self.under_way, prompt)
         opened = self.large.open(prompt, settings)
         self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, [self.large.root(opened)])
 

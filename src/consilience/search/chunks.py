@@ -82,6 +82,12 @@ class _UnderWay:
     committed: str = ""
 
 
+def refuse_doubled(under_way: Mapping[str, object], prompt: Prompt) -> None:
+    """Raises `ConfigError` where another prompt of the same id is under way: its search would be lost."""
+    if prompt.id in under_way:
+        raise ConfigError(f"two prompts are called {prompt.id!r}. Give each its own id.")
+
+
 def open_both(large: Proposer, guide: Guide | None, prompt: Prompt, settings: SearchSettings) -> tuple[Any, Any]:
     """The prompt before the large model and before the guide, None where there is none; both are open, or neither.
 
@@ -113,8 +119,7 @@ class Search:
         settings that need a guide where there is none."""
         if self.guide is None and settings.width * settings.successors > 1:
             raise ConfigError("a search among several hypotheses needs a guide. Give one, or width 1 and successors 1.")
-        if prompt.id in self.under_way:
-            raise ConfigError(f"two prompts are called {prompt.id!r}. Give each its own id.")
+        refuse_doubled(self.under_way, prompt)
         opened, guided = open_both(self.large, self.guide, prompt, settings)
         self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, [self.large.root(opened)])
 

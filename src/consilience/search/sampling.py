@@ -22,10 +22,11 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from consilience.errors import ConfigError, DataError
 from consilience.models import context_of
+from consilience.models.nucleus import keep_likely
 from consilience.models.sample import end_ids
 from consilience.rng import stream
 from consilience.search.forward import TreeModel
-from consilience.search.selection import draw, entropy, keep_likely
+from consilience.search.selection import draw, entropy
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
 from consilience.search.texts import CONTEXT, Said, Speaker, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree

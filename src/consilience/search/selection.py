@@ -1,17 +1,19 @@
 """What a search decides by: pure functions of scores, texts and numbers between 0 and 1.
 
-Shapes: M hypotheses to choose from, N distributions, V vocabulary, J tokens kept of it.
+Shapes: M hypotheses to choose from, N distributions, J tokens kept of a vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from consilience.models.nucleus import Kept
 
 T = TypeVar("T")
 
@@ -46,32 +48,6 @@ def common_prefix(sequences: Sequence[Sequence[T]]) -> int:
         if any(sequence[place] != sequences[0][place] for sequence in sequences):
             return place
     return shortest
-
-
-class Kept(NamedTuple):
-    """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1."""
-
-    ids_NJ: Tensor
-    probs_NJ: Tensor
-
-
-def keep_likely(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Kept:
-    """Temperature, then the `top_k` likeliest tokens (0: all), then the fewest of these that hold `top_p`.
-
-    The order and the meaning are transformers'; of tokens with equal logits at the k-th place one is kept. A
-    temperature of 0 keeps the likeliest token alone.
-    """
-    if temperature == 0:
-        top = logits_NV.argmax(-1, keepdim=True)
-        return Kept(top, torch.ones_like(top, dtype=torch.float32))
-    kept = logits_NV.shape[-1] if top_k == 0 else min(top_k, logits_NV.shape[-1])
-    logits_NJ, ids_NJ = logits_NV.topk(kept, dim=-1)
-    probs_NJ = (logits_NJ.float() / temperature).softmax(-1)
-    if top_p < 1:
-        before = probs_NJ.cumsum(-1) - probs_NJ
-        probs_NJ = probs_NJ.masked_fill(before >= top_p, 0)  # the first one always stays
-        probs_NJ = probs_NJ / probs_NJ.sum(-1, keepdim=True)
-    return Kept(ids_NJ, probs_NJ)
 
 
 def draw(kept: Kept, rows: Sequence[int], uniforms: NDArray[np.float64]) -> tuple[list[int], list[float]]:

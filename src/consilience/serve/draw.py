@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from consilience.models.sample import keep_likeliest
+from consilience.models.nucleus import keep_likeliest
 from consilience.serve.generate import Sampling
 
 

@@ -100,6 +100,12 @@ def test_finished_second_turns_and_samples(tmp_path: Path) -> None:
         ([{"id": 1, "text": "x"}], "no reply; expected one of reply, output"),
         ([{"task": "other", "item": "1", "reply": "x"}], "holds no replies to the task 't'"),
         (["x"], "got str, expected an object"),
+        ([{"id": 1, "reply": "x", "sample": "a"}], r"a.jsonl, line 1: 'sample' is 'a'; expected a whole number from 0"),
+        ([{"id": 1, "reply": "x", "sample": [0]}], r"line 1: 'sample' is \[0\]"),
+        ([{"id": 1, "reply": "x", "turn": 0}], r"line 1: 'turn' is 0; expected a whole number from 1"),
+        ([{"question_id": 1, "choices": [{"turns": ["a"]}, {"turn": ["b"]}]}], "line 1: choice 1 has no 'turns'"),
+        ([{"question_id": 1, "choices": ["a"]}], "line 1: choice 0 has no 'turns'"),
+        ([{"question_id": 1, "choices": [{"turns": ["a", None]}]}], "line 1: choice 0 has no 'turns'"),
     ],
 )
 def test_files_without_replies(rows: list[Any], says: str, tmp_path: Path) -> None:

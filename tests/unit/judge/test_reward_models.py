@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from consilience.errors import BackendError
-from consilience.judge import open_judge
+from consilience.judge import open_judge, reward
 from consilience.judge.reward import ranker_judge, reward_judge
 from consilience.judge.table import JudgeSettings
-from consilience.records import Message, VerdictState
+from consilience.records import Message, VerdictState, judgment_of, row_of_judgment
 from tiny_judges import save_ranker, save_reward_model
 
 PROMPTS = ["hello!", "I love you!", "What is two and two?"]
@@ -37,6 +37,21 @@ def test_the_ranker_is_pairrm(folder: Path) -> None:
         assert math.log(shown_first / (1 - shown_first)) == pytest.approx(first, abs=1e-5)
         assert -math.log(shown_second / (1 - shown_second)) == pytest.approx(second, abs=1e-5)
         assert judgment.value == pytest.approx((shown_first + shown_second) / 2)
+
+
+def test_what_the_ranker_cannot_read_to_its_end_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward, "SOURCE_TOKENS", 20)  # one byte a token, and three: [CLS], the mark, [SEP]
+    monkeypatch.setattr(reward, "REPLY_TOKENS", 10)
+    judge = ranker_judge(str(folder / "ranker"))
+    fits, long_prompt, long_reply = judge.compares()(
+        ["p" * 17, "p" * 18, "p" * 17], ["a" * 7, "a", "a" * 8], ["b" * 7, "b", "b"]
+    )
+    assert [one.cut for one in (fits, long_prompt, long_reply)] == [False, True, True]
+    assert {one.state for one in (fits, long_prompt, long_reply)} == {VerdictState.OK}
+    same, _ = judge.compares()(["p" * 17] * 2, ["a" * 7 + "x", "a"], ["b", "b"])
+    (read,) = judge.compares()(["p" * 17], ["a" * 7], ["b"])
+    assert same.value == pytest.approx(read.value, abs=1e-6)  # the end is not seen
+    assert judgment_of(row_of_judgment(same), where="here").cut
 
 
 def test_marks_in_a_text_are_text(folder: Path) -> None:

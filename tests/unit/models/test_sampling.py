@@ -23,7 +23,7 @@ from consilience.models import (
     load_model,
     sample_replies,
 )
-from consilience.models.sample import keep_likeliest
+from consilience.models.nucleus import keep_likeliest
 from consilience.records import Message
 
 WARM = Sampling(temperature=1.0, max_new_tokens=8, samples=3)

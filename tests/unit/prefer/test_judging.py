@@ -66,8 +66,23 @@ def test_policies_are_measured_against_the_start_where_the_judge_only_compares(
     assert [one.value for one in scorer(tmp_path, "length").measure(prompts, ["abc", "a"], ["", ""], quiet)] == [3, 1]
 
 
+def test_a_judge_that_reads_a_beginning_only_says_so(
+    tmp_path: Path, prompts: list[Preference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from consilience.judge import reward
+    from tiny_judges import save_ranker
+
+    save_ranker(tmp_path / "ranker")
+    monkeypatch.setattr(reward, "SOURCE_TOKENS", 20)
+    monkeypatch.setattr(reward, "REPLY_TOKENS", 10)
+    with Scorer(JudgeSettings(kind="ranker", model=str(tmp_path / "ranker")), tmp_path, tmp_path / "s") as judge:
+        (first, second) = judge.rank(prompts, [["a", "b", "c" * 90], ["a", "b"]], quiet)
+    assert [one.cut for one in first] == [True] * 3  # a share of comparisons, some of them with the long one
+    assert [one.cut for one in second] == [False] * 2
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path, prompts: list[Preference]) -> None:
-    with pytest.raises(DataError, match="gives 'good' for a reply to prompt '0'"):
+    with pytest.raises(DataError, match=r"words gives 'good' \(str\) for a reply to '2\+2\?'; expected a number"):
         scorer(tmp_path, "words").rank(prompts, [["a"], []], quiet)
     with pytest.raises(ConfigError, match="has no function 'lenght'"):
         scorer(tmp_path, "lenght")

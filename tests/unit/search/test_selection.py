@@ -7,12 +7,11 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from consilience.models.nucleus import Kept, keep_likely
 from consilience.search.selection import (
-    Kept,
     common_prefix,
     draw,
     entropy,
-    keep_likely,
     promise,
     select,
     select_published,
