@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-servers check
+.PHONY: install demo test test-servers test-ray check
 
 install: $(VENV)/installed
 
@@ -25,6 +25,11 @@ test: install
 test-servers: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-servers]'
 	$(BIN)/python -m pytest -m servers
+
+# Work shared out by Ray Data to processes of this machine.
+test-ray: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
 
 check: install
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,18 @@ def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
         return path
 
     return write
+
+
+@pytest.fixture
+def vllm_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`tests/stand_ins/vllm` in the place of vLLM; its module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "stand_ins"))
+    import vllm
+
+    vllm.LLM.requests.clear()
+    yield vllm
+    for name in [name for name in sys.modules if name == "vllm" or name.startswith("vllm.")]:
+        del sys.modules[name]
 
 
 class Answer(NamedTuple):

@@ -109,11 +109,13 @@ class Coder:
     def reads_probabilities(self) -> bool:
         """Whether every answer's probability is read: exactly what constrained decoding would draw from.
 
-        A server that does not tell them constrains the decoding itself. Raises `ConfigError` where it can do neither.
+        A server that does not tell them constrains the decoding itself, and so does vLLM where several samples are to
+        be drawn. Raises `ConfigError` where neither can be had.
         """
-        refuse_unreadable(self.strategy, tells_probabilities=self.engine.scores)
-        answer = self.strategy.answer
-        return answer in ("labels", "letters") or (answer == "constrained" and self.engine.scores)
+        tells, constrains = self.engine.scores, self.engine.constrains
+        refuse_unreadable(self.strategy, tells_probabilities=tells, constrains=constrains)
+        answer, drawn = self.strategy.answer, constrains and self.strategy.samples > 1
+        return answer in ("labels", "letters") or (answer == "constrained" and tells and not drawn)
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -123,8 +125,8 @@ class Coder:
     def ask(self, text: str, *, order: tuple[int, ...] = (), format: str | None = None) -> Ask:
         """What the strategy is given for one text."""
         own = "letter" if self.strategy.answer == "letters" else self.strategy.format
-        if self.strategy.answer == "constrained" and not self.engine.scores:
-            own = "json"  # what servers constrain to
+        if self.strategy.answer == "constrained" and not self.reads_probabilities:
+            own = "json"  # what decoding is constrained to
         return Ask(
             codebook=self.codebook,
             text=text,

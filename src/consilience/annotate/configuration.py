@@ -17,6 +17,7 @@ from consilience.annotate.recipe import Project, refuse_unreadable
 from consilience.annotate.strategies import Shot
 from consilience.annotate.tables import place_of, read_table, text_of
 from consilience.errors import ConfigError, DataError
+from consilience.models.engine import VLLM
 
 
 def pool_of(project: Project) -> tuple[Shot, ...]:
@@ -56,7 +57,9 @@ def refuse_unanswerable(project: Project, names: Iterable[str]) -> None:
         settings = project.recipe.models[project.recipe.configurations[name][0]]
         if settings.column is None:
             try:
-                refuse_unreadable(project.recipe.strategy_of(name), tells_probabilities=settings.endpoint is None)
+                here = settings.endpoint is None
+                constrains = not here or settings.engine == VLLM
+                refuse_unreadable(project.recipe.strategy_of(name), tells_probabilities=here, constrains=constrains)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from None
 

@@ -6,7 +6,7 @@ Nothing is asked of the network but the endpoint that a recipe names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +19,13 @@ from consilience.annotate.recipe import ModelSettings
 from consilience.annotate.strategies import Asked, without_system
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
-from consilience.models import LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_model
+from consilience.models import LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_tokenizer, open_model
 from consilience.models.endpoint import Answer, Endpoint, Request
 from consilience.models.endpoint import Status as Ended
 from consilience.models.endpoint.client import ENDED
-from consilience.models.options import Ids, OptionScorer, option_ids
+from consilience.models.engine import VLLM
+from consilience.models.load import architecture
+from consilience.models.options import Ids, option_ids
 from consilience.records import Message
 from consilience.run import fingerprint
 
@@ -34,10 +36,12 @@ FEW = 5  # texts; when fewer all end in errors, it may be the texts that the ser
 
 
 class Engine(Protocol):
-    """One model, ready. `about` is what a manifest says of it; `scores` whether it tells every label's probability."""
+    """One model, ready. `about` is what a manifest says of it; `scores` whether it tells every label's probability,
+    `constrains` whether its replies can be held to a JSON schema."""
 
     about: dict[str, Any]
     scores: bool
+    constrains: bool
 
     def fit(self, asked: Asked) -> Asked:
         """What is asked, in roles that the model's chat template knows."""
@@ -56,13 +60,14 @@ class Engine(Protocol):
 
 @dataclass
 class LocalEngine:
-    """A model in this process (transformers)."""
+    """A model of this machine, which transformers or vLLM runs."""
 
     about: dict[str, Any]
     sampler: LocalSampler
-    scorer: OptionScorer
+    scorer: Callable[[Sequence[Ids], Sequence[Ids]], NDArray[np.float64]]
     knows_system: bool
     scores: bool = True
+    constrains: bool = False
     options: dict[tuple[str, ...], tuple[list[Ids], int]] = field(default_factory=dict)
 
     def fit(self, asked: Asked) -> Asked:
@@ -81,7 +86,8 @@ class LocalEngine:
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, schema: Mapping[str, Any] | None = None
     ) -> Iterator[Reply]:
-        return self.sampler.sample(prompts, sampling)
+        how = {"schema": schema} if schema is not None and self.constrains else {}
+        return self.sampler.sample(prompts, sampling, **how)
 
     def close(self) -> None:
         """The model goes when nobody holds it any more."""
@@ -94,6 +100,7 @@ class EndpointEngine:
     about: dict[str, Any]
     endpoint: Endpoint
     scores: bool = False
+    constrains: bool = True
 
     def fit(self, asked: Asked) -> Asked:
         return asked
@@ -167,20 +174,43 @@ def load_engine(name: str, settings: ModelSettings, folder: Path, batch_size: in
         served = {"engine": f"OpenAI-compatible server at {endpoint.url}", "model": endpoint.model}
         return EndpointEngine(served, Endpoint(endpoint, cache=folder / f"answers-{name}.sqlite"))
     path = local_folder(name, settings.path or "", folder)
-    chat_model = load_model(path, name=name, dtype=settings.dtype, code=settings.trust_remote_code)
-    if settings.chat_template:
-        chat_model.tokenizer.chat_template = (folder / settings.chat_template).read_text(encoding="utf-8")
-    template = str(chat_model.tokenizer.chat_template or "")
-    about = {
-        "engine": "transformers, in this process",
+    tokenizer = _tokenizer(settings, path, folder)
+    how = {"name": name, "dtype": settings.dtype, "code": settings.trust_remote_code, "tokenizer": tokenizer}
+    chat_model = open_model(path, settings, **how)
+    knows_system = _knows_system(tokenizer)
+    return LocalEngine(
+        _about(settings, path, tokenizer),
+        LocalSampler(chat_model, batch_size),
+        chat_model.option_scorer(),
+        knows_system,
+        constrains=settings.engine == VLLM,
+    )
+
+
+def about_local(name: str, settings: ModelSettings, folder: Path) -> dict[str, Any]:
+    """What a manifest says of a model of this machine, without loading its weights."""
+    path = local_folder(name, settings.path or "", folder)
+    return _about(settings, path, _tokenizer(settings, path, folder))
+
+
+def _about(settings: ModelSettings, path: Path, tokenizer: Any) -> dict[str, Any]:
+    template = str(tokenizer.chat_template or "")
+    return {
+        "engine": f"{settings.engine}, in this process",
         "path": settings.path,
         "fingerprint": fingerprint(path),
-        "architecture": type(chat_model.model).__name__,
+        "architecture": architecture(path, code=settings.trust_remote_code),
         "dtype": settings.dtype,
         "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16],
     }
-    knows_system = _knows_system(chat_model.tokenizer)
-    return LocalEngine(about, LocalSampler(chat_model, batch_size), OptionScorer(chat_model), knows_system)
+
+
+def _tokenizer(settings: ModelSettings, path: Path, folder: Path) -> Any:
+    """The model's tokenizer, under the chat template that the recipe gives it."""
+    tokenizer = load_tokenizer(path, code=settings.trust_remote_code)
+    if settings.chat_template:
+        tokenizer.chat_template = (folder / settings.chat_template).read_text(encoding="utf-8")
+    return tokenizer
 
 
 def local_folder(name: str, path: str, folder: Path) -> Path:

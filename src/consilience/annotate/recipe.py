@@ -14,7 +14,10 @@ from consilience.annotate.examples import CHOOSERS
 from consilience.annotate.strategies import DEFAULTS, IN_ONE_REPLY, LETTERS, STRATEGIES, Wording
 from consilience.config import Settings, known, load_recipe
 from consilience.errors import ConfigError
+from consilience.models import EngineSettings
 from consilience.models.endpoint import EndpointSettings
+from consilience.models.engine import VLLM
+from consilience.models.ray_data import RaySettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of models and strategies: together they name files and columns
 
@@ -32,7 +35,7 @@ class DataSettings(Settings):
 GIVEN = "given"  # the strategy of labels that stand in a column already
 
 
-class ModelSettings(Settings):
+class ModelSettings(EngineSettings):
     """A chat model: a local folder, or a model that a server with OpenAI's API has; or labels made elsewhere."""
 
     path: str | None = None
@@ -49,6 +52,8 @@ class ModelSettings(Settings):
             raise ConfigError(
                 "a model takes one of path: (a folder), endpoint: (a server's url and model) and column: (its labels)"
             )
+        if self.engine == VLLM and self.path is None:
+            raise ConfigError("engine: vllm runs a model of this machine: give its path:")
         return self
 
 
@@ -93,11 +98,14 @@ class StrategySettings(Settings):
         return self
 
 
-def refuse_unreadable(strategy: StrategySettings, *, tells_probabilities: bool) -> None:
-    """Raises `ConfigError` where a model that tells probabilities, or one that does not, cannot answer as is asked."""
+def refuse_unreadable(strategy: StrategySettings, *, tells_probabilities: bool, constrains: bool) -> None:
+    """Raises `ConfigError` where a model cannot answer as is asked.
+
+    It tells the probabilities of whole answers or not, and its decoding can be constrained or not.
+    """
     if strategy.answer == "labels" and not tells_probabilities:
         raise ConfigError("a server does not tell the probabilities of labels; take letters, constrained or free.")
-    if strategy.answer == "constrained" and strategy.samples > 1 and tells_probabilities:
+    if strategy.answer == "constrained" and strategy.samples > 1 and not constrains:
         raise ConfigError(
             f"a model in this process tells the exact probability of every answer, of which {strategy.samples} "
             "constrained samples would be draws. Leave samples and temperature out, or take answer: free."
@@ -156,6 +164,7 @@ class AnnotateRecipe(Settings):
     prefix: str = Field("model_", description="of the columns that are written beside the user's")
     corpus_is_sample: bool = Field(True, description="false: estimates are about these rows and no others")
     batch_size: int = Field(64, ge=1)
+    ray: RaySettings | None = Field(None, description="annotate run by copies of a model, on one machine or many")
     seed: int = 0
 
     @model_validator(mode="before")

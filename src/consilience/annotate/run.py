@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED
-from consilience.annotate.coder import Coder, GivenLabels, in_batches
+from consilience.annotate.coder import Annotation, Coder, GivenLabels, in_batches
 from consilience.annotate.configuration import coder_of, grouped_by_model
 from consilience.annotate.corpus import corpus
-from consilience.annotate.engines import load_engine
+from consilience.annotate.corrections import Affine
+from consilience.annotate.engines import about_local, load_engine
 from consilience.annotate.freeze import Frozen, read_frozen
 from consilience.annotate.labels import append, ids_so_far, put_in_place, read_labels
 from consilience.annotate.recipe import Project
 from consilience.annotate.tables import NewColumn, kind_of, write_beside
 from consilience.errors import ConfigError, DataError
+from consilience.models.ray_data import RaySettings, shared_out
 from consilience.run import fingerprint, versions, write_json
 
 OnProgress = Callable[[str, int, int], None]
+Batch = tuple[list[str], list[str]]  # ids and texts
+Code = Callable[[Iterable[Batch]], Iterable[list[Annotation]]]  # in the order of the batches
 FOLDER = "labels"
 
 
@@ -47,7 +52,7 @@ def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> di
             column = project.recipe.models[model].column
             if waiting and column is not None:
                 given = {"engine": f"labels made elsewhere, in column {column}"}
-                _code(project, GivenLabels(project.codebook), waiting[0], folder, total, given, on_progress)
+                _code(project, _by(GivenLabels(project.codebook)), waiting[0], folder, total, given, on_progress)
             elif waiting:
                 _code_by_model(project, frozen, model, waiting, total, on_progress, retry)
         target = write_labelled(project, frozen)
@@ -72,19 +77,57 @@ def _code_by_model(
     retry: bool,
 ) -> None:
     """Codes with one model, which is held here only, and let go before the next is loaded."""
-    folder = project.folder / FOLDER
-    with closing(load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)) as engine:
+    settings = project.recipe.models[model]
+    if project.recipe.ray is not None and settings.path is not None:
+        about = about_local(model, settings, project.folder)
         for name in names:
-            coder = coder_of(project, name, engine, frozen.correction(name))
-            if not (folder / f"{name}.json").is_file():
-                _code(project, coder, name, folder, total, engine.about, on_progress)
-            if retry:
-                _code_errors_again(project, coder, name, folder, on_progress)
+            code = _by_copies(project, model, name, frozen.correction(name), project.recipe.ray)
+            _code_and_again(project, code, name, total, about, on_progress, retry)
+        return
+    with closing(load_engine(model, settings, project.folder, project.recipe.batch_size)) as engine:
+        for name in names:
+            code = _by(coder_of(project, name, engine, frozen.correction(name)))
+            _code_and_again(project, code, name, total, engine.about, on_progress, retry)
+
+
+def _by(coder: Coder | GivenLabels) -> Code:
+    """One coder in this process."""
+    return partial(map, partial(_annotated, coder))
+
+
+def _by_copies(project: Project, model: str, name: str, correction: Affine | None, ray: RaySettings) -> Code:
+    """A coder in each of Ray's processes, which opens a copy of the model of its own."""
+    return partial(shared_out, make=partial(_copy, project, model, name, correction), settings=ray)
+
+
+def _copy(project: Project, model: str, name: str, correction: Affine | None) -> Callable[[Batch], list[Annotation]]:
+    engine = load_engine(model, project.recipe.models[model], project.folder, project.recipe.batch_size)
+    return partial(_annotated, coder_of(project, name, engine, correction))
+
+
+def _annotated(coder: Coder | GivenLabels, batch: Batch) -> list[Annotation]:
+    return coder.code(*batch)
+
+
+def _code_and_again(
+    project: Project,
+    code: Code,
+    name: str,
+    total: int,
+    engine: dict[str, Any],
+    on_progress: OnProgress,
+    retry: bool,
+) -> None:
+    folder = project.folder / FOLDER
+    if not (folder / f"{name}.json").is_file():
+        _code(project, code, name, folder, total, engine, on_progress)
+    if retry:
+        _code_errors_again(project, code, name, folder, on_progress)
 
 
 def _code(
     project: Project,
-    coder: Coder | GivenLabels,
+    code: Code,
     name: str,
     folder: Path,
     total: int,
@@ -104,15 +147,15 @@ def _code(
             )
         done += 1
     resumed = done
-    for ids, texts in in_batches(rows, project.recipe.batch_size):
-        append(path, coder.code(ids, texts))
-        done += len(ids)
+    for found in code(in_batches(rows, project.recipe.batch_size)):
+        append(path, found)
+        done += len(found)
         on_progress(name, done, total)
     about = {"engine": engine, "started": started, "finished": _now(), "resumed_at": resumed, "coded_again": []}
     write_json(folder / f"{name}.json", about | {"versions": versions()} | summarise(path))
 
 
-def _code_errors_again(project: Project, coder: Coder, name: str, folder: Path, on_progress: OnProgress) -> None:
+def _code_errors_again(project: Project, code: Code, name: str, folder: Path, on_progress: OnProgress) -> None:
     """Codes again the lines that ended in an error, and nothing else.
 
     What is coded lies in NAME.again.jsonl until it takes its lines' places: when all is done, when the server goes
@@ -129,9 +172,9 @@ def _code_errors_again(project: Project, coder: Coder, name: str, folder: Path, 
     )
     done = 0
     try:
-        for ids, texts in in_batches(rows, project.recipe.batch_size):
-            append(again, coder.code(ids, texts))
-            done += len(ids)
+        for found in code(in_batches(rows, project.recipe.batch_size)):
+            append(again, found)
+            done += len(found)
             on_progress(f"{name}, errors", done, errors)
     finally:
         put_in_place(path, again)

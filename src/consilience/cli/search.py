@@ -37,6 +37,10 @@ def search(
     beta: Annotated[float, typer.Option(help="Of eft: the weight of the pair's logits.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts under way at once; changes no reply.")] = 8,
+    engine: Annotated[str, typer.Option(help="Of the large model: transformers | vllm.")] = "transformers",
+    engine_option: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Of vllm.LLM, such as max_model_len=4096. May be repeated.")
+    ] = [],  # noqa: B006
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="MODEL is behind this OpenAI-compatible server (.../v1).")
     ] = None,
@@ -93,6 +97,7 @@ def search(
     server = _server(endpoint, model, api_key_env, concurrency, price, budget, budget_tokens)
     with watching() as on_progress:
         from consilience.config import override, parse
+        from consilience.models import EngineSettings
         from consilience.models.endpoint import EndpointSettings
         from consilience.pipelines.search import SearchJob, estimate_file, search_file
         from consilience.search import SearchSettings
@@ -113,6 +118,9 @@ def search(
             endpoint=parse(server, EndpointSettings, where="--endpoint") if server else None,
             tokenizer=tokenizer,
             continue_by=continue_by,
+            engine=parse(
+                {"engine": engine, "engine_options": override({}, engine_option)}, EngineSettings, where="--engine"
+            ),
         )
         if dry_run:
             print(estimate_file(job))

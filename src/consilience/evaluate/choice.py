@@ -23,7 +23,7 @@ from consilience.evaluate.questions import Item, QuestionSettings, read_items
 from consilience.records import Message
 
 if TYPE_CHECKING:
-    from consilience.models import ChatModel
+    from consilience.models import Model
 
 SHARE = Metric((0, 1))
 
@@ -69,11 +69,9 @@ class ChoiceTask:
     item_kind: str = "questions"
 
     def likelihoods(
-        self, chat_model: ChatModel, *, on_progress: OnProgress = lambda done, total: None
+        self, chat_model: Model, *, on_progress: OnProgress = lambda done, total: None
     ) -> list[Likelihoods]:
         """One per item, in order."""
-        from consilience.models import context_of, score_replies
-
         of_text: dict[tuple[str, int], tuple[NDArray[np.int32], NDArray[np.intp]]] = {}  # by item and choice
         unread: dict[str, str] = {}
         for item in self.items:
@@ -83,14 +81,13 @@ class ChoiceTask:
                 unread[item.id] = str(error)
                 continue
             longest = max(len(ids) for ids, _ in read)
-            if context_of(chat_model.model, longest) < longest:
+            if chat_model.context(longest) < longest:
                 unread[item.id] = "too long"
                 continue
             of_text |= {(item.id, place): one for place, one in enumerate(read)}
         keys = [*of_text]
         nats: dict[tuple[str, int], float] = {}
-        scored = score_replies(
-            chat_model,
+        scored = chat_model.score(
             [ids for ids, _ in of_text.values()],
             [positions for _, positions in of_text.values()],
             batch_tokens=self.settings.batch_tokens,
@@ -112,7 +109,7 @@ class ChoiceTask:
             for item in self.items
         ]
 
-    def _read(self, chat_model: ChatModel, item: Item, choice: str) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    def _read(self, chat_model: Model, item: Item, choice: str) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
         """Ids of question and choice, and the places of the choice's tokens."""
         from consilience.chat import render
         from consilience.chat.encode import Reader

@@ -9,7 +9,7 @@ import numpy as np
 
 from consilience.chat import render
 from consilience.errors import DataError
-from consilience.models import ChatModel, context_of, score_replies
+from consilience.models import Model
 from consilience.records import Conversation
 
 
@@ -31,7 +31,7 @@ class ReplyLikelihood:
 
 
 def held_out_likelihood(
-    chat_model: ChatModel,
+    chat_model: Model,
     conversations: Sequence[Conversation],
     *,
     max_tokens: int,
@@ -42,7 +42,7 @@ def held_out_likelihood(
     records: list[ReplyLikelihood | None] = []
     on_progress(0, len(conversations))
     ids, positions, texts = [], [], []
-    longest = context_of(chat_model.model, max_tokens)
+    longest = chat_model.context(max_tokens)
     for chat in conversations:
         try:
             one = render(chat_model.tokenizer, chat.messages, max_tokens=longest)
@@ -65,7 +65,7 @@ def held_out_likelihood(
         texts.append((len(records), chat, int(covered[at].sum())))
         records.append(None)
     names = [chat.id for _, chat, _ in texts]
-    scored = score_replies(chat_model, ids, positions, batch_tokens=batch_tokens, names=names)
+    scored = chat_model.score(ids, positions, batch_tokens=batch_tokens, names=names)
     for done, (index, scores) in enumerate(scored, start=1):
         place, chat, size = texts[index]
         nats = -float(scores.gold_logprobs_N.sum(dtype=np.float64))

@@ -14,7 +14,7 @@ from consilience.chat import render_prompt
 from consilience.config import Settings, known
 from consilience.errors import DataError, pick
 from consilience.evaluate.rules import MATCHES, Outcome
-from consilience.models import ChatModel, sample_greedily
+from consilience.models import Model, sample_greedily
 from consilience.records import Message, messages_of, read_rows
 
 
@@ -72,7 +72,7 @@ def read_questions(path: Path, *, match: str = "exact", limit: int | None = None
 
 
 def answer_questions(
-    chat_model: ChatModel,
+    chat_model: Model,
     questions: Sequence[Question],
     settings: TaskSettings,
     *,

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from consilience.align import text_keys
 from consilience.chat import Rendered, render
-from consilience.config import Settings
 from consilience.errors import ConfigError, DataError
-from consilience.models import ChatModel, context_of, score_replies
+from consilience.models import EngineSettings, Model
+from consilience.models.engine import refuse_placement
+from consilience.models.ray_data import RaySettings, shared_out
 from consilience.records import Conversation
 from consilience.run import write_json
 
@@ -35,7 +37,7 @@ OnProgress = Callable[[int, int], None]
 TRUNCATED = "truncated"
 
 
-class RepresentSettings(Settings):
+class RepresentSettings(EngineSettings):
     """How distributions are collected."""
 
     top_k: int = Field(10, ge=1, description="candidates kept per position")
@@ -48,6 +50,12 @@ class RepresentSettings(Settings):
     spread: bool = Field(False, description="a model's layers over all GPUs, the CPU and the disk, as they fit")
     bits: Literal[4, 8] | None = Field(None, description="quantise the models that are read, by bitsandbytes (a GPU)")
     shard_conversations: int = Field(512, ge=1)
+    ray: RaySettings | None = Field(None, description="copies of the model, by Ray Data, on one machine or many")
+
+    @model_validator(mode="after")
+    def _is_placed_by_its_engine(self) -> Self:
+        refuse_placement(self, {"spread": self.spread, "bits": self.bits})
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ class Representation:
 
 
 def represent(
-    chat_model: ChatModel,
+    open_model: Callable[[], Model],
     conversations: Sequence[Conversation],
     settings: RepresentSettings,
     folder: Path,
@@ -132,47 +140,123 @@ def represent(
     chat_template: str | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Representation:
-    """The representations of `conversations` under `chat_model`, in `folder`; shards that are there are kept.
+    """The representations of `conversations` under a model, in `folder`; shards that are there are kept.
 
-    `chat_template` takes the place of the model's own; `model_hash`, of weights and tokenizer, goes into the manifest.
+    `open_model` opens it here, or is pickled and opens the copies of `settings.ray`. `chat_template` takes the place of
+    the model's own; `model_hash`, of weights and tokenizer, goes into the manifest.
     Raises `ConfigError` when k exceeds the vocabulary and `DataError` when no conversation can be read.
     """
-    refuse_top_k(settings, chat_model.name, chat_model.vocabulary_size)
-    set_aside: dict[str, str] = {}
-    shards, digests = [], {}
-    on_progress(0, len(conversations))
+    chunks = _chunks(conversations, settings)
+    missing = [chunk for chunk in chunks if not (folder / _shard_name(chunk.number)).is_file()]
+    make = partial(_reader, open_model, settings, chat_template)
+    if settings.ray is None:
+        reader = make()
+        about = reader.about
+        _write_shards(map(reader, missing), missing, folder, len(conversations), on_progress)
+    else:
+        missing = missing or chunks[-1:]  # only a copy can say what its model is
+        copies = shared_out(missing, make, settings.ray)
+        about = _write_shards(copies, missing, folder, len(conversations), on_progress)
+    return _finished(about, conversations, settings, folder, model_hash)
+
+
+class Chunk(NamedTuple):
+    """The conversations of one shard."""
+
+    number: int
+    first: int
+    conversations: Sequence[Conversation]
+
+
+class About(NamedTuple):
+    """What a manifest says of the model."""
+
+    name: str
+    vocabulary_size: int
+    max_tokens: int
+
+
+class Made(NamedTuple):
+    """A shard, which conversations could not be read whole, and by which model."""
+
+    shard: Shard
+    set_aside: dict[str, str]
+    about: About
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that makes shards of chunks."""
+
+    chat_model: Model
+    settings: RepresentSettings
+    chat_template: str | None
+    about: About
+
+    def __call__(self, chunk: Chunk) -> Made:
+        rendered, aside = _render_all(self.chat_model, chunk.conversations, self.settings, self.chat_template)
+        shard = _score_shard(self.chat_model, chunk.conversations, rendered, chunk.first, self.settings)
+        return Made(shard, aside, self.about)
+
+
+def _reader(open_model: Callable[[], Model], settings: RepresentSettings, chat_template: str | None) -> Reader:
+    """Opens the model. Raises `ConfigError` when k exceeds its vocabulary."""
+    model = open_model()
+    refuse_top_k(settings, model.name, model.vocabulary_size)
+    about = About(model.name, model.vocabulary_size, model.context(settings.max_tokens))
+    return Reader(model, settings, chat_template, about)
+
+
+def _chunks(conversations: Sequence[Conversation], settings: RepresentSettings) -> list[Chunk]:
     step = settings.shard_conversations
-    for index, first in enumerate(range(0, len(conversations), step)):
-        chunk = conversations[first : first + step]
-        path = folder / _shard_name(index)
-        if not path.is_file():
-            rendered, aside = _render_all(chat_model, chunk, settings, chat_template)
-            shard = _score_shard(chat_model, chunk, rendered, first, settings)
-            partial = path.with_suffix(".partial")
-            arrays = {field.name: getattr(shard, field.name) for field in fields(shard)}
-            save_file(arrays, partial, metadata={"set_aside": json.dumps(aside)})
-            partial.rename(path)
-        with safe_open(path, "np") as stored:
+    firsts = range(0, len(conversations), step)
+    return [Chunk(number, first, conversations[first : first + step]) for number, first in enumerate(firsts)]
+
+
+def _write_shards(
+    made: Iterable[Made], chunks: Sequence[Chunk], folder: Path, total: int, on_progress: OnProgress
+) -> About:
+    """Every shard as it comes, whole or not at all; and what made the last one."""
+    done = total - sum(len(chunk.conversations) for chunk in chunks)
+    on_progress(done, total)
+    about = About("", 0, 0)
+    for chunk, one in zip(chunks, made, strict=True):
+        about = one.about
+        path = folder / _shard_name(chunk.number)
+        partial_file = path.with_suffix(".partial")
+        arrays = {field.name: getattr(one.shard, field.name) for field in fields(one.shard)}
+        save_file(arrays, partial_file, metadata={"set_aside": json.dumps(one.set_aside)})
+        partial_file.rename(path)
+        done += len(chunk.conversations)
+        on_progress(done, total)
+    return about
+
+
+def _finished(
+    about: About, conversations: Sequence[Conversation], settings: RepresentSettings, folder: Path, model_hash: str
+) -> Representation:
+    """Writes the manifest over all shards. Raises `DataError` when no conversation could be read."""
+    set_aside: dict[str, str] = {}
+    shards = [_shard_name(chunk.number) for chunk in _chunks(conversations, settings)]
+    for name in shards:
+        with safe_open(folder / name, "np") as stored:
             set_aside |= json.loads(stored.metadata()["set_aside"])
-        shards.append(path.name)
-        digests[path.name] = _digest(path)
-        on_progress(first + len(chunk), len(conversations))
     unread = [reason for reason in set_aside.values() if reason != TRUNCATED]
     if len(unread) == len(conversations):
-        raise DataError(f"model {chat_model.name} can read none of the conversations; the first one: {unread[0]}")
+        raise DataError(f"model {about.name} can read none of the conversations; the first one: {unread[0]}")
     write_json(
         folder / "manifest.json",
         {
-            "model": chat_model.name,
+            "model": about.name,
             "model_hash": model_hash,
-            "vocabulary_size": chat_model.vocabulary_size,
+            "vocabulary_size": about.vocabulary_size,
             "template": settings.template,
             "top_k": settings.top_k,
-            "max_tokens": context_of(chat_model.model, settings.max_tokens),
+            "max_tokens": about.max_tokens,
             "dtype": settings.dtype,
             "conversations": len(conversations),
             "shards": shards,
-            "digests": digests,
+            "digests": {name: _digest(folder / name) for name in shards},
             "set_aside": set_aside,
         },
     )
@@ -198,12 +282,12 @@ def _shard_name(index: int) -> str:
 
 
 def _render_all(
-    chat_model: ChatModel, chunk: Sequence[Conversation], settings: RepresentSettings, chat_template: str | None
+    chat_model: Model, chunk: Sequence[Conversation], settings: RepresentSettings, chat_template: str | None
 ) -> tuple[list[Rendered | None], dict[str, str]]:
     """Every conversation as the model reads it, None where it cannot; and why not, by conversation id."""
     rendered: list[Rendered | None] = []
     aside = {}
-    longest = context_of(chat_model.model, settings.max_tokens)
+    longest = chat_model.context(settings.max_tokens)
     for chat in chunk:
         try:
             one = render(chat_model.tokenizer, chat.messages, chat_template=chat_template, max_tokens=longest)
@@ -218,7 +302,7 @@ def _render_all(
 
 
 def _score_shard(
-    chat_model: ChatModel,
+    chat_model: Model,
     chunk: Sequence[Conversation],
     rendered: Sequence[Rendered | None],
     first: int,
@@ -226,8 +310,7 @@ def _score_shard(
 ) -> Shard:
     read = [(index, one) for index, one in enumerate(rendered) if one is not None and len(one.reply_positions)]
     scored = dict(
-        score_replies(
-            chat_model,
+        chat_model.score(
             [one.ids_T for _, one in read],
             [one.reply_positions for _, one in read],
             top_k=settings.top_k,

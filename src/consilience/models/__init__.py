@@ -1,4 +1,4 @@
-"""Chat models: load them in this process (transformers), score the replies of a text, sample replies.
+"""Chat models: open them on this machine (transformers, vLLM), score the replies of a text, sample replies.
 
 `Sampler` is what answers chats, in this process or on a server; it and its settings load no torch, and neither does
 `models.endpoint`, the client of any OpenAI-compatible server.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampler, Sampling
+from consilience.models.engine import EngineSettings, open_model, refuse_engine
+from consilience.models.protocols import Model, Prompt, Reply, ReplyStatus, Sampler, Sampling
 
 if TYPE_CHECKING:
     from consilience.models.load import ChatModel, context_of, load_model, load_tokenizer, vocabulary_size
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatModel",
+    "EngineSettings",
     "LocalSampler",
+    "Model",
     "Prompt",
     "Reply",
     "ReplyScores",
@@ -27,6 +30,8 @@ __all__ = [
     "context_of",
     "load_model",
     "load_tokenizer",
+    "open_model",
+    "refuse_engine",
     "sample_greedily",
     "sample_replies",
     "score_replies",

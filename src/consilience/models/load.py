@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from consilience.errors import BackendError, pick
 from consilience.weights import Checkpoint
 
+if TYPE_CHECKING:
+    from consilience.models.options import OptionScorer
+    from consilience.models.protocols import Reply, Sampling
+    from consilience.models.score import ReplyScores
+
+Ids = NDArray[np.int32]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REACHABLE = "Expected a local Hugging Face folder or a hub name that this machine can reach."
 TOKENIZER_FILES = (
@@ -41,6 +50,28 @@ class ChatModel:
     def vocabulary_size(self) -> int:
         """Rows of the language-model head; may exceed the tokenizer's length (padded vocabularies)."""
         return int(self.model.get_output_embeddings().weight.shape[0])
+
+    # A `Model`, whose other engines are beside this one; each of these is told in the module that does it.
+
+    def context(self, tokens: int) -> int:
+        return context_of(self.model, tokens)
+
+    def score(
+        self, ids_T_of: Sequence[Ids], positions_N_of: Sequence[NDArray[np.intp]], **how: Any
+    ) -> Iterator[tuple[int, ReplyScores]]:
+        from consilience.models.score import score_replies
+
+        return score_replies(self, ids_T_of, positions_N_of, **how)
+
+    def replies(self, prompts_T: Sequence[Ids], sampling: Sampling, **how: Any) -> Iterator[Reply]:
+        from consilience.models.sample import sample_replies
+
+        return sample_replies(self, prompts_T, sampling, **how)
+
+    def option_scorer(self) -> OptionScorer:
+        from consilience.models.options import OptionScorer
+
+        return OptionScorer(self)
 
 
 def load_model(
@@ -142,11 +173,21 @@ def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:
 
 def vocabulary_size(path: str | Path, *, code: bool = False) -> int:
     """The vocabulary size that the model's configuration states, read without loading weights."""
+    return int(read_config(path, code=code).get_text_config().vocab_size)
+
+
+def architecture(path: str | Path, *, code: bool = False) -> str:
+    """The class of the model, as its configuration states it."""
+    config = read_config(path, code=code)
+    return next(iter(config.architectures or ()), type(config).__name__)
+
+
+def read_config(path: str | Path, *, code: bool = False) -> Any:
+    """The model's configuration. Raises `BackendError` where it has none."""
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
+        return AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("model", path, error) from error
-    return int(config.get_text_config().vocab_size)
 
 
 def _is_local(path: str | Path) -> bool:

@@ -247,6 +247,16 @@ def _tree(options: Sequence[Ids]) -> tuple[Tensor, list[int], Tensor, tuple[Tens
     return torch.tensor(tokens, dtype=torch.long), parents, torch.tensor(depths, dtype=torch.long), lookups
 
 
+def branches(options: Sequence[Ids]) -> dict[tuple[int, ...], dict[int, list[int]]]:
+    """What options begin with, the empty beginning first; of each the tokens that may follow, and in which options."""
+    found: dict[tuple[int, ...], dict[int, list[int]]] = {}
+    for k, option in enumerate(options):
+        tokens = option.tolist()
+        for depth, token in enumerate(tokens):
+            found.setdefault(tuple(tokens[:depth]), {}).setdefault(token, []).append(k)
+    return found
+
+
 def _ancestors(parents: Sequence[int]) -> NDArray[np.bool_]:
     """[F, F]: whether a token of the tree sees another, itself included."""
     sees = np.eye(len(parents), dtype=bool)

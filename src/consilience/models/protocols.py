@@ -5,16 +5,21 @@ A reply is known by its prompt's id and the number of the sample; its status say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from consilience.config import Settings
 from consilience.errors import ConfigError
 from consilience.records import Message
+
+if TYPE_CHECKING:
+    from consilience.models.score import ReplyScores
 
 
 class ReplyStatus(StrEnum):
@@ -84,3 +89,44 @@ class Sampler(Protocol):
     def name(self) -> str: ...
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]: ...
+
+
+class Model(Protocol):
+    """A chat model of this machine that is asked by tokens, whichever engine runs it (`models.engine.open_model`).
+
+    `tokenizer` is transformers'; `vocabulary_size` the rows of the head.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    def context(self, tokens: int) -> int:
+        """`tokens`, or as many as a text to be scored may have where they are fewer."""
+
+    def score(
+        self,
+        ids_T_of: Sequence[NDArray[np.int32]],
+        positions_N_of: Sequence[NDArray[np.intp]],
+        *,
+        top_k: int = 0,
+        batch_tokens: int = 8192,
+        names: Sequence[str] = (),
+    ) -> Iterator[tuple[int, ReplyScores]]:
+        """`models.score.score_replies`."""
+
+    def replies(
+        self,
+        prompts_T: Sequence[NDArray[np.int32]],
+        sampling: Sampling,
+        *,
+        keys: Sequence[str] | None = None,
+        batch_size: int = 64,
+    ) -> Iterator[Reply]:
+        """`models.sample.sample_replies`; vLLM takes a JSON `schema` beside."""
+
+    def option_scorer(self) -> Callable[[Sequence[NDArray[np.int32]], Sequence[NDArray[np.int32]]], Any]:
+        """`models.options.OptionScorer`: log-probabilities [N, K] of K set replies to N prompts."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
-from consilience.models.load import ChatModel, context_of
+from consilience.models.load import ChatModel, context_of, read_config
 from consilience.models.nucleus import keep_likeliest
-from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampling
+from consilience.models.protocols import Model, Prompt, Reply, ReplyStatus, Sampling
 from consilience.rng import seed_of
 
 BATCH_SIZE = 64
@@ -27,17 +28,20 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class LocalSampler:
-    """A `Sampler` of a chat model in this process, under the model's own chat template."""
+    """A `Sampler` of a chat model of this machine, whichever engine runs it, under the model's own chat template."""
 
-    chat_model: ChatModel
+    chat_model: Model
     batch_size: int = BATCH_SIZE
 
     @property
     def name(self) -> str:
         return self.chat_model.name
 
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
-        """Replies, short prompts first; a prompt that the chat template refuses has a status that says so."""
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, **how: Any) -> Iterator[Reply]:
+        """Replies, in any order; a prompt that the chat template refuses has a status that says so.
+
+        `how` is what the engine takes beside (vLLM: a JSON `schema` that replies have to fulfil).
+        """
         asked: list[Prompt] = []
         ids_T_of: list[NDArray[np.int32]] = []
         for prompt in prompts:
@@ -48,11 +52,12 @@ class LocalSampler:
                 for sample in range(sampling.samples):
                     yield Reply(prompt.id, sample, "", ReplyStatus.NOT_ASKED, 0, str(error))
         keys = [prompt.id for prompt in asked]
-        yield from sample_replies(self.chat_model, ids_T_of, sampling, keys=keys, batch_size=self.batch_size)
+        replies: Any = self.chat_model.replies
+        yield from replies(ids_T_of, sampling, keys=keys, batch_size=self.batch_size, **how)
 
 
 def sample_greedily(
-    chat_model: ChatModel,
+    chat_model: Model,
     prompts_T: Sequence[NDArray[np.int32]],
     *,
     max_new_tokens: int,
@@ -60,7 +65,7 @@ def sample_greedily(
 ) -> Iterator[tuple[int, str, bool]]:
     """`(index, reply, cut_off)` for every prompt; `cut_off` says that the reply had not ended where it was stopped."""
     greedy = Sampling(max_new_tokens=max_new_tokens)
-    for reply in sample_replies(chat_model, prompts_T, greedy, batch_size=batch_size):
+    for reply in chat_model.replies(prompts_T, greedy, batch_size=batch_size):
         yield int(reply.id), reply.text, reply.status in (ReplyStatus.TRUNCATED, ReplyStatus.NO_ROOM)
 
 
@@ -136,18 +141,35 @@ def _write(
         **({"stop_strings": [*sampling.stop], "tokenizer": tokenizer} if sampling.stop else {}),
     )
     for (key, sample), written in zip(named, output_BT[:, width:].tolist(), strict=True):
-        ended = next((place for place, id_ in enumerate(written) if id_ in ends), None)
-        kept = written[:ended]
-        text = tokenizer.decode(kept, skip_special_tokens=True)
-        stops = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
-        if stops:
-            text = text[: min(stops)]
-            while kept and kept[-1] == pad:  # what a finished row is filled up with
-                kept.pop()
-        status = ReplyStatus.OK if stops or ended is not None else ReplyStatus.TRUNCATED
-        if status == ReplyStatus.OK and not text.strip():
-            status = ReplyStatus.EMPTY
-        yield Reply(key, sample, text, status, tokens=len(kept))
+        yield read_reply(tokenizer, key, sample, written, ends=ends, stop=sampling.stop, pad=pad)
+
+
+def read_reply(
+    tokenizer: Any,
+    key: str,
+    sample: int,
+    written: Sequence[int],
+    *,
+    ends: Sequence[int],
+    stop: Sequence[str] = (),
+    pad: int | None = None,
+) -> Reply:
+    """The reply that tokens are: up to the first of `ends` or a text of `stop`, and truncated without either.
+
+    `pad` is what a row that a stop text ended is filled up with.
+    """
+    ended = next((place for place, id_ in enumerate(written) if id_ in ends), None)
+    kept = [*written[:ended]]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    stops = [place for each in stop if (place := text.find(each)) >= 0]
+    if stops:
+        text = text[: min(stops)]
+        while kept and kept[-1] == pad:
+            kept.pop()
+    status = ReplyStatus.OK if stops or ended is not None else ReplyStatus.TRUNCATED
+    if status == ReplyStatus.OK and not text.strip():
+        status = ReplyStatus.EMPTY
+    return Reply(key, sample, text, status, tokens=len(kept))
 
 
 class _Draw(LogitsProcessor):
@@ -191,6 +213,19 @@ def _room(chat_model: ChatModel, prompt_T: NDArray[np.int32], max_new_tokens: in
 
 def end_ids(chat_model: ChatModel) -> list[int]:
     """The ids that end a reply: the generation configuration's, and the tokenizer's end-of-text token."""
-    configured: Any = chat_model.model.generation_config.eos_token_id
+    return _end_ids(chat_model.model.generation_config, chat_model.tokenizer)
+
+
+def configured_ends(path: str | Path, tokenizer: Any, *, code: bool = False) -> list[int]:
+    """The same ids, read from the model's folder without its weights."""
+    try:
+        config = GenerationConfig.from_pretrained(path)
+    except OSError:  # as transformers does where there is no such file
+        config = GenerationConfig.from_model_config(read_config(path, code=code))
+    return _end_ids(config, tokenizer)
+
+
+def _end_ids(config: Any, tokenizer: Any) -> list[int]:
+    configured = config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({id_ for id_ in [*ids, chat_model.tokenizer.eos_token_id] if id_ is not None})
+    return sorted({id_ for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None})

@@ -46,26 +46,36 @@ def score_replies(
     `names` label the sequences in the error that is raised (`BackendError`) when a model answers with NaN, or rules
     out or lacks one of the tokens.
     """
-    rows = chat_model.vocabulary_size
-    for index, ids in enumerate(ids_T_of):
-        if ids.max(initial=0) >= rows:
-            label = names[index] if names else str(index)
-            raise BackendError(
-                f"model {chat_model.name} has {rows} tokens, but its tokenizer writes token {ids.max()} in "
-                f"conversation {label!r}. They do not belong together: get the model's files again."
-            )
+    refuse_foreign_tokens(chat_model.name, chat_model.vocabulary_size, ids_T_of, names)
     batch_tokens = min(batch_tokens, max(1, LOGITS_HELD // chat_model.vocabulary_size))
     for batch in _batches([len(ids) for ids in ids_T_of], batch_tokens):
         scored = _score_batch(chat_model, [ids_T_of[i] for i in batch], [positions_N_of[i] for i in batch], top_k)
         for index, scores in zip(batch, scored, strict=True):
-            if not np.isfinite(scores.gold_logprobs_N).all():
-                label = names[index] if names else str(index)
-                what = "NaN" if np.isnan(scores.gold_logprobs_N).any() else "a probability of zero"
-                raise BackendError(
-                    f"model {chat_model.name} gives {what} on conversation {label!r}. "
-                    "Its weights may be damaged, or need another dtype (--set represent.dtype=float32)."
-                )
+            refuse_no_number(chat_model.name, scores, names[index] if names else str(index))
             yield index, scores
+
+
+def refuse_foreign_tokens(
+    model: str, vocabulary_size: int, ids_T_of: Sequence[NDArray[np.int32]], names: Sequence[str]
+) -> None:
+    """Raises `BackendError` where a text holds a token that the model has no row for."""
+    for index, ids in enumerate(ids_T_of):
+        if ids.max(initial=0) >= vocabulary_size:
+            label = names[index] if names else str(index)
+            raise BackendError(
+                f"model {model} has {vocabulary_size} tokens, but its tokenizer writes token {ids.max()} in "
+                f"conversation {label!r}. They do not belong together: get the model's files again."
+            )
+
+
+def refuse_no_number(model: str, scores: ReplyScores, label: str) -> None:
+    """Raises `BackendError` where a model gives NaN, or rules out what stands there."""
+    if not np.isfinite(scores.gold_logprobs_N).all():
+        what = "NaN" if np.isnan(scores.gold_logprobs_N).any() else "a probability of zero"
+        raise BackendError(
+            f"model {model} gives {what} on conversation {label!r}. "
+            "Its weights may be damaged, or need another dtype (--set represent.dtype=float32)."
+        )
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -44,7 +44,7 @@ from consilience.evaluate.judged import (
 from consilience.evaluate.length_control import fits
 from consilience.evaluate.logs import Log, Score, scores_row
 from consilience.judge import Judge, open_judge, prompt_named
-from consilience.models import ReplyStatus, Sampler
+from consilience.models import ReplyStatus, Sampler, open_model, refuse_engine
 from consilience.models.endpoint import Endpoint, notes_kept
 from consilience.pipelines.compare import CompareSettings, compared, estimates_json
 from consilience.pipelines.evaluation_recipe import EvaluateRecipe
@@ -430,6 +430,7 @@ class _Model:
         """Raises for a missing key, weights, tokenizer, chat template or file, before anything is asked or paid."""
         if self.settings.endpoint is not None:
             self.settings.endpoint.api_key()
+        refuse_engine(self.settings)
         if self.settings.path is not None:
             from consilience.chat import render_prompt
             from consilience.models import load_tokenizer
@@ -449,14 +450,13 @@ class _Model:
     def loaded(self) -> Any:
         import torch
 
-        from consilience.models import load_model
-
         gc.collect()  # the model before it is given back first: two may not fit together
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
         assert self.settings.path is not None
-        return load_model(
+        return open_model(
             self.places.model(self.settings.path),
+            self.settings,
             name=self.name,
             dtype=self.settings.dtype,
             code=self.recipe.trust_remote_code,

@@ -12,11 +12,13 @@ from consilience.evaluate.checked import CheckedSettings, IfevalSettings
 from consilience.evaluate.choice import ChoiceSettings
 from consilience.evaluate.judged import MtBenchSettings, PairwiseSettings, RatedSettings
 from consilience.judge import JudgeSettings
+from consilience.models import EngineSettings
 from consilience.models.endpoint import EndpointSettings
+from consilience.models.engine import VLLM
 from consilience.pipelines.places import FILE_NAME, TinySettings
 
 
-class ModelSettings(Settings):
+class ModelSettings(EngineSettings):
     """One model: a folder or hub name run in this process, one behind a server, or finished replies in files."""
 
     path: str | None = None
@@ -30,6 +32,8 @@ class ModelSettings(Settings):
         given = [name for name in ("path", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(f"a model takes one of path, endpoint and answers; got {' and '.join(given) or 'none'}")
+        if self.engine == VLLM and self.path is None:
+            raise ConfigError("engine: vllm runs a model of this machine: give its path")
         return self
 
     def answers_to(self, task: str) -> str | None:

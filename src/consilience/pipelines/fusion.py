@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from consilience.config import Settings
 from consilience.errors import DataError
 from consilience.evaluate import read_questions
 from consilience.fuse import Match, Representation, refuse_top_k
-from consilience.models import ChatModel, load_model, load_tokenizer, vocabulary_size
+from consilience.models import (
+    ChatModel,
+    Model,
+    load_model,
+    load_tokenizer,
+    open_model,
+    refuse_engine,
+    vocabulary_size,
+)
+from consilience.models.ray_data import refuse_without_ray
 from consilience.pipelines.chats import fingerprint_of_chats, read_chats
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import PIVOT, FuseRecipe
@@ -68,24 +78,34 @@ class Fusion:
 
     def refuse_unusable(self) -> None:
         """A model without weights, chat template or enough tokens is refused before hours are spent on the others."""
+        refuse_engine(self.recipe.represent)
+        if self.recipe.represent.ray is not None:
+            refuse_without_ray()
         for name, path in self.paths.items():
             Checkpoint(path)
             render_prompt(self.tokenizer(name), [Message("user", "Hello")])
             refuse_top_k(self.recipe.represent, name, vocabulary_size(path, code=self.recipe.trust_remote_code))
 
-    def load(self, name: str, dtype: str = "float32", *, place: bool = True, **placed: Any) -> ChatModel:
+    def load(self, name: str, dtype: str = "float32", *, place: bool = True) -> ChatModel:
         """The model called `name`. What the models before it held is given back first: two may not fit together."""
-        gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return load_model(
+        _make_room()
+        code, tokenizer = self.recipe.trust_remote_code, self.tokenizer(name)
+        return load_model(self.paths[name], name=name, dtype=dtype, code=code, place=place, tokenizer=tokenizer)
+
+    def opener(self, name: str, **how: Any) -> Callable[[], Model]:
+        """What opens the model called `name` by the engine of `represent`, to be asked and not trained; what the models
+        before it held is given back now."""
+        _make_room()
+        settings = self.recipe.represent
+        return partial(
+            open_model,
             self.paths[name],
+            settings,
             name=name,
-            dtype=dtype,
+            dtype=settings.dtype,
             code=self.recipe.trust_remote_code,
-            place=place,
             tokenizer=self.tokenizer(name),
-            **placed,
+            **how,
         )
 
     def tokenizer(self, name: str) -> Any:
@@ -121,3 +141,10 @@ class Fusion:
     def pivot_can_read(self, messages: Sequence[Message]) -> bool:
         """Whether the pivot's template takes a chat."""
         return self.as_the_pivot_reads(messages) is not None
+
+
+def _make_room() -> None:
+    """Gives back what models that nobody needs any more hold."""
+    gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

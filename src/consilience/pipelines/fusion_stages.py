@@ -30,8 +30,9 @@ def represented(fusion: Fusion, name: str) -> Representation:
     settings = fusion.recipe.represent
 
     def make(folder: Path) -> None:
+        how = {"top_k": settings.top_k, "longest": settings.max_tokens}
         represent(
-            fusion.load(name, settings.dtype, spread=settings.spread, bits=settings.bits),
+            fusion.opener(name, **how, spread=settings.spread, bits=settings.bits),
             fusion.train_chats,
             settings,
             folder,

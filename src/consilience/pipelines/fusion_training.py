@@ -140,12 +140,12 @@ def _chosen_replies(fusion: Fusion) -> list[Conversation]:
     for name in recipe.sources:
 
         def sample(folder: Path, name: str = name) -> None:
-            sampler = LocalSampler(fusion.load(name, recipe.represent.dtype))
+            sampler = LocalSampler(fusion.opener(name)())
             on_progress = functools.partial(fusion.on_progress, f"sample {name}")
             prompts = [Prompt(chat.id, chat.prompt) for chat in fusion.train_chats]
             sample_to_disk(sampler, prompts, sampling, folder, on_progress=on_progress)
 
-        read_as = [sampling, recipe.represent.dtype, recipe.trust_remote_code]
+        read_as = [sampling, recipe.represent.dtype, recipe.trust_remote_code, *recipe.represent.chosen]
         sampled[name] = fusion.stage(f"replies/{name}", sample, after=["chats", name], settings=read_as)
 
     def rate(folder: Path) -> None:
@@ -207,7 +207,7 @@ def _replies_of(fusion: Fusion, source: str, winners: Sequence[str | None]) -> I
     won = [index for index, winner in enumerate(winners) if winner == source]
     if not won:
         return
-    chat_model = fusion.load(source, fusion.recipe.represent.dtype)
+    chat_model = fusion.opener(source)()
     template = fusion.shared_template
     prompts = [
         render_prompt(chat_model.tokenizer, fusion.train_chats[index].prompt, chat_template=template) for index in won

@@ -47,6 +47,13 @@ TOKENIZERS: dict[str, Made] = {  # by the architecture's `model_type`; Llama's k
 LIKE_LLAMA: Made = (tokenizers.metaspace, tokenizers.BRACKETS, WORDS)
 
 
+HERE: dict[str, object] = {
+    "engine": "transformers",
+    "engine_options": {},
+    "ray": None,
+}  # a laptop has neither GPUs nor a cluster
+
+
 def rehearsed(recipe: FuseRecipe, places: Places) -> FuseRecipe:
     """`recipe` on the models and chats that `make_rehearsal` writes, two steps of training long; else as it is."""
     named = {"pivot": f"{TINY}{PIVOT}", "sources": {name: f"{TINY}{name}" for name in recipe.sources}}
@@ -65,7 +72,7 @@ def rehearsed(recipe: FuseRecipe, places: Places) -> FuseRecipe:
             "tiny": None,
             "data": DataSettings(path=f"{TINY}chats.jsonl", group_key=group_key, text_key=recipe.data.text_key),
             "held_out": HeldOutSettings(**held_out, group_key=recipe.held_out.group_key),
-            "represent": recipe.represent.model_copy(update={"max_tokens": 128, "shard_conversations": 16}),
+            "represent": recipe.represent.model_copy(update=HERE | {"max_tokens": 128, "shard_conversations": 16}),
             "align": recipe.align.model_copy(update={"min_matched": 0.0}),
             "train": recipe.train.model_copy(update={"max_steps": 2, "batch_size": 4, "micro_batch_size": 2}),
             "targets": recipe.targets.model_copy(update={"max_new_tokens": 8}),

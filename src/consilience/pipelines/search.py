@@ -8,14 +8,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from consilience.config import flatten
 from consilience.errors import ConfigError, DataError, pick
-from consilience.models import load_model, load_tokenizer
+from consilience.models import EngineSettings, load_model, load_tokenizer, open_model, refuse_engine
 from consilience.models.endpoint import Endpoint, EndpointSettings, Status, notes_kept
+from consilience.models.engine import VLLM
 from consilience.pipelines.places import Places
 from consilience.records import Message, messages_of, read_rows, write_jsonl
 from consilience.run import fingerprint, write_json
@@ -58,17 +59,26 @@ class SearchJob:
     endpoint: EndpointSettings | None = None  # the large model is behind it
     tokenizer: str | None = None  # the large model's, where it is behind an endpoint
     continue_by: str = "auto"
+    engine: EngineSettings = field(default_factory=EngineSettings)  # of the large model; the pair's is transformers
 
     def __post_init__(self) -> None:
-        if self.endpoint and self.method not in BLACK_BOX:
+        if self.endpoint and self.on_vllm:
+            raise ConfigError("--engine is of a model on this machine, and --endpoint of one on a server. Give one.")
+        black_box = "an endpoint" if self.endpoint else "--engine vllm" if self.on_vllm else ""
+        if black_box and self.method not in BLACK_BOX:
             methods = ", ".join(BLACK_BOX)
             raise ConfigError(
-                f"--method {self.method} needs the large model itself. With an endpoint there are: {methods}."
+                f"--method {self.method} needs the large model itself. With {black_box} there are: {methods}."
             )
-        if self.endpoint and self.settings.mode == "published":
-            raise ConfigError("--mode published draws its tokens itself. Leave it out, or search a local model.")
+        if black_box and self.settings.mode == "published":
+            raise ConfigError(f"--mode published draws its tokens itself. Leave it out, or search without {black_box}.")
         if self.endpoint is None and (self.tokenizer or self.continue_by != "auto"):
             raise ConfigError("--tokenizer and --continue-by are for a model behind --endpoint.")
+
+    @property
+    def on_vllm(self) -> bool:
+        """Whether vLLM runs the large model."""
+        return self.engine.engine == VLLM
 
     def outcome(self) -> dict[str, Any]:
         """What decides the replies, as it is kept beside them."""
@@ -79,6 +89,7 @@ class SearchJob:
         models = {name: fingerprint(places.model(path)) for name, path in names.items()}
         if self.endpoint:
             models |= {"large": f"{self.endpoint.model} at {self.endpoint.url}", "continue_by": self.continue_by}
+        models |= self.engine.decides()
         settings = self.settings.model_dump(mode="json")
         return {"method": self.method, "seed": self.seed, "raw": self.raw, "dtype": self.dtype} | settings | models
 
@@ -98,6 +109,7 @@ def search_file(
     searched again. Raises `ConfigError` when it was made with other settings or models, and nothing is overwritten.
     """
     pick(METHODS, job.method, "search method")
+    refuse_engine(job.engine)
     prompts = read_prompts(job.prompts, seed=job.seed, limit=job.limit, numbered=job.settings.mode == "published")
     with _results(job) as (file, found):
         _refuse_other_prompts(job.out, prompts, found)
@@ -164,6 +176,19 @@ Made = tuple[Searches, SearchSettings, Callable[[], dict[str, Any]]]
 def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], None]) -> Iterator[Made]:
     """The search, its settings, and what it counted when it is over."""
     pair = [_load(job, path) for path in job.guide] if job.guide and job.method != "sample" else []
+    if job.on_vllm:
+        from consilience.search.vllm import VllmLarge
+
+        settings = BLACK_BOX[job.method](job.settings)
+        opened: Any = open_model(
+            Places(Path(), Path()).model(job.model),
+            job.engine,
+            name=job.model,
+            dtype=job.dtype,
+            code=job.trust_remote_code,
+        )
+        yield Search(VllmLarge(opened, raw=job.raw), _guide(job, pair, settings, opened.tokenizer)), settings, dict
+        return
     if job.endpoint is None:
         models = Models(_load(job, job.model), **dict(zip(("tuned", "untuned"), pair)), raw=job.raw)
         yield *METHODS[job.method](models, job.settings), lambda: _counts(models)
@@ -171,11 +196,7 @@ def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], No
     tokenizer = load_tokenizer(job.tokenizer, code=job.trust_remote_code) if job.tokenizer else None
     settings = BLACK_BOX[job.method](job.settings)
     on_note(_estimated(job.endpoint, settings, prompts, tokenizer))
-    guide = (
-        Guide(*pair, raw=job.raw, temperature=settings.guide_temperature, per_token=settings.per_token)
-        if pair
-        else None
-    )
+    guide = _guide(job, pair, settings)
     with Endpoint(job.endpoint, cache=_answers(job), on_note=on_note) as endpoint:
         large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by)
         yield Search(large, guide), settings, lambda: {"spent": str(endpoint.spent), "notes": endpoint.notes}
@@ -184,6 +205,14 @@ def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], No
 def _answers(job: SearchJob) -> Path:
     """The file of the server's answers."""
     return job.out.with_name(job.out.name + ".answers.sqlite")
+
+
+def _guide(job: SearchJob, pair: Sequence[TreeModel], settings: SearchSettings, tokenizer: Any = None) -> Guide | None:
+    """The pair, where there is one; `tokenizer` is the large model's, where its tokens are known."""
+    if not pair:
+        return None
+    how: dict[str, Any] = {"temperature": settings.guide_temperature, "per_token": settings.per_token}
+    return Guide(*pair, tokenizer=tokenizer, raw=job.raw, **how)
 
 
 def estimate_file(job: SearchJob) -> str:

@@ -28,11 +28,10 @@ from consilience.rng import stream
 from consilience.search.forward import TreeModel
 from consilience.search.selection import draw, entropy
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import CONTEXT, Said, Speaker, prompt_ids, same_vocabulary
+from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree
 
 FAR = 1 << 30
-BYTES_OF_A_CHARACTER = 4  # at most, and each may be a token of its own
 
 
 @dataclass
@@ -231,11 +230,7 @@ class LargeModel:
 
     def has_stopped(self, opened: Opened, ids: Sequence[int]) -> bool:
         """Whether the newest of `ids` completed a stop text."""
-        stop = opened.settings.stop
-        if not stop:
-            return False
-        newest = self.show(ids[-BYTES_OF_A_CHARACTER * max(map(len, stop)) - CONTEXT :])
-        return any(text in newest for text in stop)
+        return completes_stop(self.show, opened.settings.stop, ids)
 
     def _hypothesis(self, opened: Opened, row: _Row) -> Hypothesis:
         parent = row.parent

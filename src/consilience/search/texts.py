@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from consilience.chat import render_prompt
@@ -10,6 +10,7 @@ from consilience.errors import ConfigError, DataError
 from consilience.records import Message
 
 UNFINISHED = "\ufffd"  # what decoders write for the first bytes of a character
+BYTES_OF_A_CHARACTER = 4  # at most, and each may be a token of its own
 JUNK = 32  # tokens without the end of a character among them: bytes that are none
 CONTEXT = 6  # tokens before a text that show a decoder whether a blank is due
 SEAM = 8  # tokens of a prompt that may have to be tokenized again with the reply, at most, if they begin a word
@@ -45,6 +46,14 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message], *, raw: bool) -> lis
 def same_vocabulary(first: Any, second: Any) -> bool:
     """Whether every token has the same id with both tokenizers."""
     return first is second or first.get_vocab() == second.get_vocab()
+
+
+def completes_stop(show: Callable[[Sequence[int]], str], stop: Sequence[str], ids: Sequence[int]) -> bool:
+    """Whether the newest of `ids` completed a text of `stop`."""
+    if not stop:
+        return False
+    newest = show(ids[-BYTES_OF_A_CHARACTER * max(map(len, stop)) - CONTEXT :])
+    return any(text in newest for text in stop)
 
 
 class Speaker:

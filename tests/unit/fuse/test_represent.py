@@ -26,7 +26,7 @@ def chats(world: Path) -> list[Conversation]:
 def made(world: Path, name: str, chats: list[Conversation], folder: Path, **changes: object) -> Representation:
     folder.mkdir(exist_ok=True)
     settings = SETTINGS.model_copy(update=changes)
-    return represent(load_model(world / name, name=name), chats, settings, folder, model_hash="hash")
+    return represent(lambda: load_model(world / name, name=name), chats, settings, folder, model_hash="hash")
 
 
 @pytest.mark.parametrize("name", ["wren", "finch"])
