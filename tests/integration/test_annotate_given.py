@@ -84,6 +84,8 @@ def test_given_labels_are_checked_like_a_models(tmp_path: Path, consilience: Cal
         ({"level": "ordinal", "labels": ["low", "middle", "high"]}, ["low", "middle", "high"]),
         ({"level": "multi-label", "labels": ["war", "trade"]}, ["war|trade", "trade", "(none)"]),
         ({"level": "interval", "range": [0, 10], "labels": []}, ["2", "5", "9"]),
+        ({"level": "span", "labels": ["war", "trade"]}, ['[[0, 2, "war"]]', "[]", '[[0, 1, "trade"]]']),
+        ({"level": "free text", "labels": []}, ["one", "two", "three"]),
     ],
 )
 def test_every_level_goes_from_gold_to_report(

@@ -127,7 +127,14 @@ class Judging:
         path = self.project.folder / "dev" / f"{name}.jsonl"
         write_text(path, "".join(lines).encode("utf-8", "backslashreplace").decode())
         coded = [
-            Coded(item, found.label, str(found.status), found.probabilities, self.clusters[item.id])
+            Coded(
+                gold=item,
+                label=found.label,
+                status=str(found.status),
+                probabilities=found.probabilities,
+                cluster=self.clusters[item.id],
+                length=len(self.texts[item.id]),
+            )
             for item, found in zip(self.gold, judged or annotations, strict=True)
         ]
         return {

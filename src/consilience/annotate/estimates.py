@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from consilience.annotate.agreement import NO_LABEL, Design
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED, JOINT, Codebook, Level
 from consilience.annotate.measured import LEVEL, Measured, measured
 from consilience.annotate.sample import Sample
 from consilience.annotate.tables import text_of
-from consilience.annotate.validate import Coded, Design, category_of, design_of
+from consilience.annotate.validate import Coded, design_of
 from consilience.errors import DataError
 from consilience.rng import stream
 from consilience.stats import Estimate, difference, mean, prediction_powered, share_interval
@@ -27,7 +28,6 @@ from consilience.stats.posterior import Posterior, combined
 POST, PPI, GOLD, NAIVE = "post-stratified", "PPI++", "gold only", "uncorrected"
 MOST_GROUPS = 40
 CURVE_POINTS = 41
-NO_LABEL = {category_of(None, status) for status in Status}
 
 
 def prevalence(sample: Sample, codebook: Codebook, *, seed: int, corpus_is_sample: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from consilience.annotate.codebook import JOINT, Codebook, Level
 from consilience.annotate.corpus import corpus
 from consilience.annotate.recipe import Project
+from consilience.annotate.spans import read_spans, written
 from consilience.annotate.strategies import NONE
 from consilience.annotate.tables import records, text_of
 from consilience.errors import ConfigError, DataError
@@ -215,6 +216,8 @@ def _label(text: str, codebook: Codebook, where: str) -> str | None:
     if codebook.level is Level.MULTI_LABEL and not text.strip(f"{JOINT} "):
         return ""
     try:
+        if codebook.level is Level.SPAN:
+            return written(read_spans(text, codebook.names))
         return codebook.canonical(text)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None

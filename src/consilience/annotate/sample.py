@@ -96,7 +96,7 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
         if item is not None:
             texts[row.id] = row.text
             own = clusters_N[-1] if cluster else ""
-            coded.append(Coded(item, line["label"], line["status"], line.get("p"), own))
+            coded.append(Coded(item, line["label"], line["status"], line.get("p"), own, len(row.text)))
     if by_id:
         raise DataError(f"{len(by_id)} gold ids are not in the data: {', '.join([*by_id][:5])}.")
     shown = project.codebook.example_texts | {shot.text.strip() for shot in pool_of(project)}

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from consilience.annotate.agreement import NO_LABEL
 from consilience.annotate.codebook import Codebook
-from consilience.annotate.estimates import NO_LABEL, default_of
+from consilience.annotate.estimates import default_of
 from consilience.annotate.gold import UNCODED
 from consilience.annotate.sample import Sample
 from consilience.stats import shown_decimals

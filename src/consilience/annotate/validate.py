@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from consilience.annotate.agreement import MEASURED, Design, Make, left_out, measures_of
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED, JOINT, Codebook, Level
 from consilience.annotate.gold import GoldItem
@@ -25,15 +26,12 @@ from consilience.stats import (
     cohens_kappa,
     difference,
     gwet_ac,
-    krippendorff_alpha,
     mean,
     observed_agreement,
 )
 from consilience.stats.advantage import advantage_probability
 from consilience.stats.calibration import brier_score, calibration_error, log_score, reliability
 from consilience.stats.confusion import OF_EACH_LABEL, Confusion, confusion
-
-SCALES = {Level.ORDINAL: "ordinal", Level.INTERVAL: "interval"}  # of Krippendorff's alpha; else nominal
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,7 @@ class Coded:
     status: str
     probabilities: Mapping[str, float] | None = None
     cluster: str = ""
+    length: int = 0  # characters of the text
 
     @property
     def category(self) -> str:
@@ -55,18 +54,6 @@ class Coded:
 def category_of(label: str | None, status: str) -> str:
     """What the model made of a text, as one of a set: its label, or why there is none."""
     return label if label is not None and status == Status.OK else f"({status})"
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """How the gold texts were drawn: weights (None: all alike) and clusters (None: each text alone)."""
-
-    weights: tuple[float, ...] | None
-    clusters: tuple[str, ...] | None
-
-    @property
-    def unit_kind(self) -> str:
-        return "texts" if self.clusters is None else "clusters"
 
 
 def design_of(coded: Sequence[Coded]) -> Design:
@@ -93,6 +80,7 @@ def validate(
         "clusters": None if design.clusters is None else len(set(design.clusters)),
         "weighted": design.weights is not None,
         "statuses": dict(Counter(item.status for item in coded)),
+        "note": left_out([item.label for item in coded], codebook),
         "agreement": agreement_with_gold(coded, codebook, design),
         "not_included": not_included(coded),
     }
@@ -118,57 +106,27 @@ def not_included(coded: Sequence[Coded]) -> list[str]:
 def agreement_with_gold(coded: Sequence[Coded], codebook: Codebook, design: Design) -> dict[str, Measured]:
     """Agreement of the model's labels with gold, in the measures that fit the level; several, for none is the one."""
     gold, model = [item.gold.label for item in coded], [item.category for item in coded]
-    of_design: dict[str, Any] = {"item_weights": design.weights, "unit_kind": design.unit_kind}
-    measures: dict[str, Callable[[float], Estimate]] = {
-        "observed agreement": lambda level: observed_agreement(gold, model, design.clusters, **of_design, level=level)
-    }
+    whole: dict[str, Any] = {"item_weights": design.weights, "unit_kind": design.unit_kind}
+    measures = measures_of([*zip(gold, model)], codebook, design, [item.length for item in coded])
+    if codebook.level is not Level.FREE_TEXT and codebook.level is not Level.SPAN:
+        same: Make = lambda level: observed_agreement(gold, model, design.clusters, **whole, level=level)  # noqa: E731
+        measures = {"observed agreement": same} | {k: v for k, v in measures.items() if k != "observed agreement"}
     if codebook.level is Level.INTERVAL:
         measures |= _of_numbers(coded, design)
     if codebook.level in CLOSED:
         names = [*codebook.names, *sorted(set(model) - {*codebook.names})]
         measures["Cohen's kappa"] = lambda level: cohens_kappa(
-            gold, model, design.clusters, categories=names, **of_design, level=level
+            gold, model, design.clusters, categories=names, **whole, level=level
         )
         measures["Gwet's AC1"] = lambda level: gwet_ac(
-            [*zip(gold, model)], design.clusters, categories=names, **of_design, level=level
+            [*zip(gold, model)], design.clusters, categories=names, **whole, level=level
         )
-    if codebook.level in (*CLOSED, Level.INTERVAL):
-        measures |= _by_scale([*zip(gold, model)], codebook, design)
     if codebook.level is Level.MULTI_LABEL:
         overlap = [_overlap(item.gold.label, item.label) for item in coded]
         measures["mean overlap (Jaccard)"] = lambda level: mean(
             overlap, design.clusters, weights=design.weights, unit_kind=design.unit_kind, level=level
         )
     return {name: found for name, make in measures.items() if (found := _tried(make))}
-
-
-def _by_scale(pairs: Sequence[Sequence[str | None]], codebook: Codebook, design: Design) -> dict[str, Any]:
-    """Krippendorff's alpha at the variable's level, and AC2 where it has an order; texts without a label left out."""
-    scale = SCALES.get(codebook.level, "nominal")
-    if scale == "nominal":
-        rows: Sequence[Sequence[Any]] = pairs
-        categories = sorted({label for pair in pairs for label in pair if label is not None})
-    else:
-        place: Mapping[str, Any] = {name: i for i, name in enumerate(codebook.names)}
-        number = place.get if codebook.level is Level.ORDINAL else _number
-        rows = [[None if label is None else number(label) for label in pair] for pair in pairs]
-        there = {label for row in rows for label in row if label is not None}
-        categories = [*range(len(codebook.names))] if codebook.level is Level.ORDINAL else sorted(there)
-    whole: dict[str, Any] = {
-        "categories": categories,
-        "item_weights": design.weights,
-        "unit_kind": design.unit_kind,
-    }
-    found: dict[str, Any] = {
-        f"Krippendorff's alpha ({scale})": lambda level: krippendorff_alpha(
-            rows, design.clusters, scale=scale, **whole, level=level
-        )
-    }
-    if codebook.level is Level.ORDINAL:
-        found["Gwet's AC2 (linear)"] = lambda level: gwet_ac(
-            rows, design.clusters, weights="linear", **whole, level=level
-        )
-    return found
 
 
 def _of_numbers(coded: Sequence[Coded], design: Design) -> dict[str, Any]:
@@ -284,19 +242,14 @@ def humans(coded: Sequence[Coded], codebook: Codebook, design: Design) -> dict[s
     """The coders among themselves, with the model as one more, and whether it agrees with them as they do."""
     names = list(dict.fromkeys(name for item in coded for name in item.gold.coders))
     double = [i for i, item in enumerate(coded) if len(item.gold.coders) > 1]
-    if len(names) < 2 or len(double) < 2 or codebook.level not in (*CLOSED, Level.INTERVAL):
+    if len(names) < 2 or len(double) < 2 or codebook.level not in MEASURED:
         return None
     rows = [[coded[i].gold.coders.get(name) for name in names] for i in double]
-    with_model = [
-        [*row, coded[i].category if codebook.level in CLOSED else coded[i].label] for row, i in zip(rows, double)
-    ]
-    part = Design(
-        None if design.weights is None else tuple(design.weights[i] for i in double),
-        None if design.clusters is None else tuple(design.clusters[i] for i in double),
-    )
-    alone, beside = _by_scale(rows, codebook, part), _by_scale(with_model, codebook, part)
+    with_model = [[*row, coded[i].category] for row, i in zip(rows, double)]
+    part, lengths = design.part(double), [coded[i].length for i in double]
+    alone, beside = (measures_of(each, codebook, part, lengths) for each in (rows, with_model))
     model = [coded[i].label for i in double]
-    numeric = codebook.level is not Level.NOMINAL
+    numeric = codebook.level in (Level.ORDINAL, Level.INTERVAL)
     places = {name: float(i) for i, name in enumerate(codebook.names)}
     number = (lambda label: None if label is None else places.get(label, _number(label))) if numeric else (lambda x: x)
     advantage = partial(

@@ -12,7 +12,12 @@ def dev_table(results: Mapping[str, Any]) -> str:
     """Every configuration: agreement with people, no label, speed; the first one's confusions are in the file."""
     configurations = results["configurations"]
     measures = list(
-        dict.fromkeys(name for found in configurations.values() for name in found["validation"]["agreement"])
+        dict.fromkeys(
+            name
+            for found in configurations.values()
+            for name in found["validation"]["agreement"]
+            if ", " not in name  # of one label out of several: in the file
+        )
     )
     head = ["configuration", *measures, "macro-F1", "no label", "mass on labels", "texts/s"]
     rows = [head]
@@ -29,7 +34,12 @@ def dev_table(results: Mapping[str, Any]) -> str:
                 "" if found["texts_per_second"] is None else f"{found['texts_per_second']:.1f}",
             ]
         )
-    notes = [f"{name}: {found['note']}" for name, found in configurations.items() if found["note"]]
+    notes = [
+        f"{name}: {note}"
+        for name, found in configurations.items()
+        for note in (found["note"], found["validation"]["note"])
+        if note
+    ]
     foot = [
         f"[ ]: 95 % intervals over {results['items']} development texts. Chosen on them, a configuration looks better "
         "there than it is:",

@@ -55,16 +55,13 @@ def status_table(found: Mapping[str, Any]) -> str:
     for name, measures in agreement["variables"].items():
         rows = [
             (f"{printable(name)}, {measures['scale']}", ""),
-            ("observed agreement", _estimate(measures["observed_agreement"])),
-            ("Krippendorff's alpha", _estimate(measures["krippendorff_alpha"])),
+            *((measure, _estimate(number)) for measure, number in measures["measures"].items()),
         ]
-        if "gwet_ac1" in measures:
-            rows.append(("Gwet's AC1", _estimate(measures["gwet_ac1"])))
         rows += [(f"share of {printable(label)}", _estimate(share)) for label, share in measures["prevalence"].items()]
         if len(measures["pairs"]) > 1:
             rows += [(f"observed, {printable(pair)}", _estimate(share)) for pair, share in measures["pairs"].items()]
         blocks.append(columns(rows))
-        known = measures["observed_agreement"]
+        known = next(iter(measures["measures"].values()))
         if "undefined" not in known:
             blocks.append(
                 f"[ ]: {100 * known['level']:g} % intervals over {known['n']} {known['units']} that several coded, "

@@ -153,14 +153,16 @@ def krippendorff_alpha(
     scale: str = "nominal",
     categories: Sequence[Any] | None = None,
     item_weights: ArrayLike | None = None,
+    repeats: Sequence[int] | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> Estimate:
     """1 - observed over expected disagreement among all pairs of ratings of an item (Krippendorff 2011).
 
     `ratings` as for `fleiss_kappa`; items with one rating count for nothing. `scale` is a key of `DISTANCES`: the
-    interval and ratio scales need numbers, the ordinal one takes the order of `categories`, or sorted. Raises
-    `DataError` where all ratings are alike (agreement is 100 %, alpha undefined) or no item has two.
+    interval and ratio scales need numbers, the ordinal one takes the order of `categories`, or sorted. With `repeats` a
+    row stands for so many items that are rated alike, such as a run of characters. Raises `DataError` where all ratings
+    are alike (agreement is 100 %, alpha undefined) or no item has two.
     """
     distance = pick(DISTANCES, scale, "scale")
     codes_NR, names = encode(ratings, categories)
@@ -171,7 +173,9 @@ def krippendorff_alpha(
     paired_N = rated_N >= 2
     pairs_NKK = pairs_NKK * (paired_N / np.maximum(rated_N - 1, 1))[:, None, None]
     weights_N = _relative(item_weights, len(codes_NR))
-    pairs_NKK *= (weights_N / max(float(weights_N[paired_N].mean()) if paired_N.any() else 1.0, 1e-300))[:, None, None]
+    repeats_N = np.ones(len(codes_NR)) if repeats is None else finite(repeats, "repeats")
+    typical = float(np.average(weights_N[paired_N], weights=repeats_N[paired_N])) if paired_N.any() else 1.0
+    pairs_NKK *= (weights_N * repeats_N / max(typical, 1e-300))[:, None, None]
 
     def alpha(coincidences: Floats) -> Floats:
         ratings_K = coincidences.sum(-1)
@@ -188,7 +192,38 @@ def krippendorff_alpha(
     labels = unit_labels(units, len(codes_NR))
     labels = [label for label, paired in zip(labels, paired_N) if paired]
     kind = f"Krippendorff's alpha, {scale}"
-    return _measure(alpha, pairs_NKK[paired_N], codes_NR[paired_N], labels, kind, unit_kind, level)
+    shown_NR = codes_NR[paired_N] if repeats is None else np.repeat(codes_NR, repeats_N.astype(int) * paired_N, axis=0)
+    return _measure(alpha, pairs_NKK[paired_N], shown_NR, labels, kind, unit_kind, level)
+
+
+def overlap_f1(
+    overlaps: ArrayLike,
+    sizes: ArrayLike,
+    units: Sequence[str] | None = None,
+    *,
+    item_weights: ArrayLike | None = None,
+    unit_kind: str = "items",
+    level: float = 0.95,
+) -> Estimate:
+    """2 sum(overlaps) / sum(sizes): the F1 of what was marked, such as characters of texts, pooled over items.
+
+    An item's `overlaps` are what both of a pair of raters marked, `sizes` what the one marked plus what the other did.
+    Raises `DataError` where nobody marked anything.
+    """
+    parts_N2 = np.column_stack([finite(overlaps, "overlaps"), finite(sizes, "sizes")])
+    if not parts_N2[:, 1].sum() > 0:
+        raise DataError(f"nobody marked anything in {len(parts_N2)} items: F1 is undefined.")
+
+    def f1(sums: Floats) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: Floats = 2 * sums[..., 0] / sums[..., 1]
+        return found
+
+    codes_N1 = np.zeros((len(parts_N2), 1), dtype=np.intp)
+    parts_N2 = parts_N2 * _relative(item_weights, len(parts_N2))[:, None]
+    found = _measure(f1, parts_N2, codes_N1, units, "F1", unit_kind, level, chance=lambda shares_K: np.zeros(()))
+    high = found.high if found.value > 0 else wilson(0, found.n, level)[1]  # no overlap at all shows no spread either
+    return replace(found, interval=(max(0.0, found.low), high))
 
 
 def _linear(count: int) -> Floats:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consilience.annotate.agreement import Design
 from consilience.annotate.codebook import Codebook
 from consilience.annotate.estimates import GOLD, NAIVE, POST, PPI, by_group, prevalence
 from consilience.annotate.gold import GoldItem
 from consilience.annotate.regress import DSL, regression, variables_of
 from consilience.annotate.sample import Sample
-from consilience.annotate.validate import Coded, Design, agreement_with_gold, category_of, humans, validate
+from consilience.annotate.validate import Coded, agreement_with_gold, category_of, humans, validate
 from consilience.config import parse
 from consilience.errors import ConfigError, DataError
 from consilience.rng import stream

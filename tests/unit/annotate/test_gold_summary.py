@@ -35,10 +35,10 @@ def test_alpha_is_that_of_the_library_krippendorff(tmp_path: Path, scale: str) -
     values = np.array([[numbers.get(value, value) for value in pair] for pair in codes], dtype=float).T
     expected = krippendorff.alpha(values, level_of_measurement=scale)
     (measures,) = found["variables"].values()
-    assert measures["krippendorff_alpha"]["value"] == pytest.approx(expected)
-    assert measures["observed_agreement"]["value"] == pytest.approx(np.mean([a == b for a, b in codes]))
-    assert measures["observed_agreement"]["n"] == found["texts"] == 5
-    assert ("gwet_ac1" in measures) == (scale != "interval")
+    assert measures["measures"][f"Krippendorff's alpha ({scale})"]["value"] == pytest.approx(expected)
+    assert measures["measures"]["observed agreement"]["value"] == pytest.approx(np.mean([a == b for a, b in codes]))
+    assert measures["measures"]["observed agreement"]["n"] == found["texts"] == 5
+    assert ("Gwet's AC1" in measures["measures"]) == (scale != "interval")
 
 
 def test_counts_and_agreement_by_hand(tmp_path: Path) -> None:
@@ -55,14 +55,14 @@ def test_counts_and_agreement_by_hand(tmp_path: Path) -> None:
     assert found["coders"]["anna"] == {"coded": 2, "unclear": 1, "with_a_note": 0, "undone": 1}
     assert found["coders"]["ben"] == {"coded": 2, "unclear": 1, "with_a_note": 2, "undone": 0}
     measures = found["agreement"]["variables"]["mood"]
-    assert measures["observed_agreement"]["value"] == pytest.approx(2 / 3)
+    assert measures["measures"]["observed agreement"]["value"] == pytest.approx(2 / 3)
     assert measures["pairs"]["anna and ben"]["value"] == pytest.approx(2 / 3)
     # Of six codings three are glad, one sad, two unclear.
     assert {name: share["value"] for name, share in measures["prevalence"].items()} == pytest.approx(
         {"glad": 1 / 2, "sad": 1 / 6, "angry": 0, "(unclear)": 1 / 3}
     )
     # Gwet: P_e = sum q (1 - q) / (K - 1) = (1/4 + 5/36 + 0 + 2/9) / 3 = 11/54.
-    assert measures["gwet_ac1"]["value"] == pytest.approx((2 / 3 - 11 / 54) / (1 - 11 / 54))
+    assert measures["measures"]["Gwet's AC1"]["value"] == pytest.approx((2 / 3 - 11 / 54) / (1 - 11 / 54))
 
 
 def test_texts_drawn_at_a_lower_rate_count_for_more(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_texts_drawn_at_a_lower_rate_count_for_more(tmp_path: Path) -> None:
     found = gold_status(store, NOMINAL)["agreement"]
     assert found["weighted"]
     measures = found["variables"]["mood"]
-    assert measures["observed_agreement"]["value"] == pytest.approx(12 / 14)
+    assert measures["measures"]["observed agreement"]["value"] == pytest.approx(12 / 14)
     assert measures["prevalence"]["glad"]["value"] == pytest.approx((10 + 1) / 14)
     # Gwet: shares 11/14, 3/14 and 0 of three labels; P_e = (11 * 3 * 2) / 14^2 / 2.
     by_chance = 11 * 3 / 14**2
-    assert measures["gwet_ac1"]["value"] == pytest.approx((12 / 14 - by_chance) / (1 - by_chance))
+    assert measures["measures"]["Gwet's AC1"]["value"] == pytest.approx((12 / 14 - by_chance) / (1 - by_chance))
 
 
 def test_one_category_only_has_an_agreement_but_no_alpha(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_one_category_only_has_an_agreement_but_no_alpha(tmp_path: Path) -> None
         code(store, "anna", f"t{i}", "glad")
         code(store, "ben", f"t{i}", "glad")
     measures = gold_status(store, NOMINAL)["agreement"]["variables"]["mood"]
-    assert measures["observed_agreement"]["value"] == 1
-    assert measures["observed_agreement"]["low"] < 0.6  # four texts
-    assert "100 % observed agreement" in measures["krippendorff_alpha"]["undefined"]
+    assert measures["measures"]["observed agreement"]["value"] == 1
+    assert measures["measures"]["observed agreement"]["low"] < 0.6  # four texts
+    assert "100 % observed agreement" in measures["measures"]["Krippendorff's alpha (nominal)"]["undefined"]
 
 
 def test_every_label_of_several_is_a_yes_or_no(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_every_label_of_several_is_a_yes_or_no(tmp_path: Path) -> None:
         code(store, "anna", item, first)
         code(store, "ben", item, second)
     found = gold_status(store, MULTI)["agreement"]["variables"]
-    assert {name: measures["observed_agreement"]["value"] for name, measures in found.items()} == pytest.approx(
-        {"topics: work": 1, "topics: home": 2 / 3, "topics: play": 2 / 3}
-    )
+    assert {
+        name: measures["measures"]["observed agreement"]["value"] for name, measures in found.items()
+    } == pytest.approx({"topics: work": 1, "topics: home": 2 / 3, "topics: play": 2 / 3})
 
 
 def test_clusters_are_the_units_where_texts_have_them(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_clusters_are_the_units_where_texts_have_them(tmp_path: Path) -> None:
     for i, value in enumerate(("glad", "sad", "sad", "sad")):
         code(store, "anna", f"t{i}", "sad")
         code(store, "ben", f"t{i}", value)
-    observed = gold_status(store, NOMINAL)["agreement"]["variables"]["mood"]["observed_agreement"]
+    observed = gold_status(store, NOMINAL)["agreement"]["variables"]["mood"]["measures"]["observed agreement"]
     assert (observed["n"], observed["units"]) == (2, "clusters")
 
 
