@@ -6,8 +6,10 @@ model's labels as they are, which is there for contrast only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from consilience.annotate.tables import text_of
 from consilience.annotate.validate import Coded, design_of
 from consilience.errors import DataError
 from consilience.rng import stream
-from consilience.stats import Estimate, difference, mean, prediction_powered, share_interval
+from consilience.stats import Estimate, difference, mean, prediction_powered, probability_curve, share_interval
 from consilience.stats.confusion import Confusion, cluster_effect_of_shares, confusion
 from consilience.stats.posterior import Posterior, combined
 
@@ -35,23 +37,20 @@ def prevalence(sample: Sample, codebook: Codebook, *, seed: int, corpus_is_sampl
 
     `bought` says what the model's labels were worth: how many gold texts alone would give the same interval.
     """
-    if codebook.level is Level.INTERVAL:
-        return {"mean": _mean_of_numbers(sample)}
-    if codebook.level is Level.MULTI_LABEL:
-        return {name: _of_one(_binary(sample, name), 1, seed, corpus_is_sample) for name in codebook.names}
-    if codebook.level not in CLOSED:
+    if codebook.level not in (*CLOSED, Level.MULTI_LABEL, Level.INTERVAL):
         raise DataError(f"a variable of level {codebook.level} has no prevalence; read its texts.")
-    return {name: _of_one(sample, i, seed, corpus_is_sample) for i, name in enumerate(codebook.names)}
+    return _in_all_ways(sample, codebook, seed, corpus_is_sample)
 
 
 def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corpus_is_sample: bool) -> dict[str, Any]:
     """Prevalence within every value of a column, and its difference to the first one's, as a curve and in four ways.
 
-    Groups are taken apart wholly: the model may err otherwise in one than in another. A group without gold texts to
-    every label it would take has only wide intervals, which is what is known of it.
+    Of an interval variable it is the mean, in three ways. Groups are taken apart wholly: the model may err otherwise in
+    one than in another. A group without gold texts to every label it would take has only wide intervals, which is what
+    is known of it.
     """
-    if codebook.level not in CLOSED:
-        raise DataError(f"--by is for variables with one label to a text, not of level {codebook.level}.")
+    if codebook.level not in (*CLOSED, Level.MULTI_LABEL, Level.INTERVAL):
+        raise DataError(f"--by is of shares and means, which a variable of level {codebook.level} has none of.")
     values = [text_of(value) or "(missing)" for value in sample.columns[column]]
     groups = sorted(set(values))
     if not 1 < len(groups) <= MOST_GROUPS:
@@ -65,19 +64,42 @@ def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corp
         },
         "differences": {},
     }
-    posts: dict[str, Confusion] = {}
     for group, part in enough.items():
-        found["groups"][group]["prevalence"] = {
-            name: _of_one(part, i, seed, corpus_is_sample, group) for i, name in enumerate(codebook.names)
-        }
-        posts[group] = _confusion(part, seed, corpus_is_sample, group)
-    reference = next(iter(enough), None)
+        found["groups"][group]["prevalence"] = _in_all_ways(part, codebook, seed, corpus_is_sample, group)
+    reference = next(iter(enough), "")
     for group in [group for group in enough if group != reference]:
-        found["differences"][f"{group} − {reference}"] = {
-            name: _difference(enough[group], enough[reference or ""], posts[group], posts[reference or ""], i)
-            for i, name in enumerate(codebook.names)
-        }
+        sides = [(enough[name], name) for name in (group, reference)]
+        found["differences"][f"{group} − {reference}"] = _apart(sides, codebook, seed, corpus_is_sample)
     return found
+
+
+def _in_all_ways(
+    sample: Sample, codebook: Codebook, seed: int, corpus_is_sample: bool, group: str = ""
+) -> dict[str, Any]:
+    """The share of every label, or the mean, in every way."""
+    if codebook.level is Level.INTERVAL:
+        return {"mean": _mean_of_numbers(sample)}
+    if codebook.level is Level.MULTI_LABEL:
+        return {name: _of_one(_binary(sample, name), 1, seed, corpus_is_sample, group) for name in codebook.names}
+    return {name: _of_one(sample, i, seed, corpus_is_sample, group) for i, name in enumerate(codebook.names)}
+
+
+def _apart(
+    sides: Sequence[tuple[Sample, str]], codebook: Codebook, seed: int, corpus_is_sample: bool
+) -> dict[str, Any]:
+    """The differences of two groups, the first minus the second, in every way."""
+    (ours, _), (theirs, _) = sides
+    if codebook.level is Level.INTERVAL:
+        return {"mean": _difference_of_means(ours, theirs)}
+    if codebook.level is Level.MULTI_LABEL:
+        found = {}
+        for name in codebook.names:
+            binary = [(_binary(part, name), group) for part, group in sides]
+            posts = [_confusion(part, seed, corpus_is_sample, group) for part, group in binary]
+            found[name] = _difference(binary[0][0], binary[1][0], posts[0], posts[1], 1)
+        return found
+    posts = [_confusion(part, seed, corpus_is_sample, group) for part, group in sides]
+    return {name: _difference(ours, theirs, posts[0], posts[1], i) for i, name in enumerate(codebook.names)}
 
 
 def _of_one(sample: Sample, label: int, seed: int, corpus_is_sample: bool, group: str = "") -> dict[str, Any]:
@@ -256,30 +278,68 @@ def _binary(sample: Sample, name: str) -> Sample:
 
 
 def _mean_of_numbers(sample: Sample) -> dict[str, Any]:
-    numbers_K = np.array([_number(category) for category in sample.categories])
-    model_N = numbers_K[sample.category_N]
+    found: dict[str, Any] = {way: _tried(partial(make, sample)) for way, make in MEANS.items()}
+    found["bought"] = bought(found[PPI], found[GOLD], len(sample.coded))
+    return found
+
+
+def _difference_of_means(ours: Sample, theirs: Sample) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        way: _tried(lambda level, make=make: difference(make(ours, level), make(theirs, level)))
+        for way, make in MEANS.items()
+    }
+    with suppress(DataError):
+        apart = difference(_mean_by_ppi(ours, LEVEL), _mean_by_ppi(theirs, LEVEL))
+        if apart.standard_error > 0:
+            reach = abs(apart.value) + 3.5 * apart.standard_error
+            at = np.linspace(-reach, reach, CURVE_POINTS)
+            found["curve"] = [*zip(at.tolist(), probability_curve(apart, at).tolist())]
+    return found
+
+
+def _mean_by_ppi(sample: Sample, level: float) -> Estimate:
+    """Where the model gave no number the mean of its others stands in, and gold puts it right."""
+    model_N = _numbers_of_the_model(sample)
     there = np.isfinite(model_N)
-    typical = float(model_N[there].mean())
+    if not there.any():
+        raise DataError("the model gave no number to any text.")
     design, units = _design(sample)
     gold_N = np.full(sample.rows, np.nan)
     weights_N = np.ones(sample.rows)
     for row in np.flatnonzero(sample.gold_N >= 0):
         gold_N[row] = float(sample.coded[sample.gold_N[row]].gold.label)
         weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
+    filled_N = np.where(there, model_N, float(model_N[there].mean()))
     kind = "texts" if len(set(units)) == len(units) else "clusters"
-    filled_N = np.where(there, model_N, typical)  # no label: the model's mean stands in, and gold puts it right
+    return prediction_powered(filled_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
+
+
+def _mean_of_gold(sample: Sample, level: float) -> Estimate:
+    design = design_of(sample.coded)
+    units = design.clusters or [item.gold.id for item in sample.coded]
     gold = [float(item.gold.label) for item in sample.coded]
-    found: dict[str, Any] = {
-        PPI: _tried(
-            lambda level: prediction_powered(filled_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
-        ),
-        GOLD: _tried(
-            lambda level: mean(gold, design.clusters, weights=design.weights, unit_kind=design.unit_kind, level=level)
-        ),
-        NAIVE: _tried(lambda level: mean(model_N[there], unit_kind="texts", level=level)),
-    }
-    found["bought"] = bought(found[PPI], found[GOLD], len(sample.coded))
+    return mean(gold, units, weights=design.weights, unit_kind=design.unit_kind, level=level)
+
+
+def _mean_of_the_model(sample: Sample, level: float) -> Estimate:
+    model_N = _numbers_of_the_model(sample)
+    there = np.flatnonzero(np.isfinite(model_N))
+    units = [(sample.clusters_N or sample.ids)[row] for row in there]
+    kind = "texts" if len(set(units)) == len(units) else "clusters"
+    return mean(model_N[there], units, unit_kind=kind, level=level)
+
+
+def _numbers_of_the_model(sample: Sample) -> np.ndarray:
+    """Of every row, NaN where it gave none."""
+    found: np.ndarray = np.array([_number(category) for category in sample.categories])[sample.category_N]
     return found
+
+
+MEANS: dict[str, Callable[[Sample, float], Estimate]] = {
+    PPI: _mean_by_ppi,
+    GOLD: _mean_of_gold,
+    NAIVE: _mean_of_the_model,
+}
 
 
 def _number(category: str) -> float:

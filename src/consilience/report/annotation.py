@@ -133,7 +133,10 @@ def reliability_figure(calibration: Tree | None) -> Markup | None:
 
 def curve_figure(by_label: Tree) -> Markup:
     """P(difference > d) for every d, a line per label, named at its end."""
+    by_label = {label: ways for label, ways in by_label.items() if ways.get("curve")}
     every = [point for ways in by_label.values() for point in ways["curve"]]
+    if not every:
+        return Markup()
     reach = max(abs(d) for d, _ in every)
     axis_x, axis_y = Axis(-reach, reach, PLOT_LEFT, WIDTH - 260), Axis(0.0, 1.0, PLOT_HEIGHT, 12)
     parts = [_grid(axis_x, axis_y, signed=True)]

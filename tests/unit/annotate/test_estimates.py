@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,67 @@ def test_coders_among_themselves_and_with_the_model() -> None:
             ]
         )
     )
+
+
+def of_several(drawn: Sample) -> Sample:
+    """The same texts as a multi-label variable: `yes` beside a label that every text has."""
+    both = {"no": "always", "yes": "yes|always"}
+    return replace(
+        drawn,
+        labels=2,
+        categories=tuple(both.get(category, category) for category in drawn.categories),
+        coded=tuple(
+            replace(item, gold=replace(item.gold, label=both[item.gold.label]), label=both.get(item.label or ""))
+            for item in drawn.coded
+        ),
+    )
+
+
+def test_groups_of_several_labels_are_those_of_each_label_alone() -> None:
+    drawn = sample()
+    alone = by_group(drawn, book(), "group", seed=0, corpus_is_sample=True)
+    several = book(level="multi-label", labels=["yes", "always"])
+    found = by_group(of_several(drawn), several, "group", seed=0, corpus_is_sample=True)
+    for group in ("a", "b"):
+        ways = found["groups"][group]["prevalence"]
+        for way in (PPI, GOLD, NAIVE):
+            assert ways["yes"][way] == alone["groups"][group]["prevalence"]["yes"][way]
+        assert ways["yes"][POST]["plug_in"] == pytest.approx(
+            alone["groups"][group]["prevalence"]["yes"][POST]["plug_in"]
+        )
+        assert ways["always"][GOLD]["value"] == 1
+    apart, expected = found["differences"]["b − a"]["yes"], alone["differences"]["b − a"]["yes"]
+    assert apart[PPI] == expected[PPI]
+    assert apart[POST]["plug_in"] == pytest.approx(expected[POST]["plug_in"])
+    assert len(apart["curve"]) == len(expected["curve"])
+
+
+def test_groups_of_a_number_have_means_and_their_difference() -> None:
+    """Yes is 10 and no is 0, so the mean is ten times the share."""
+    drawn = sample(refused=40)
+    numbers = {"no": "0", "yes": "10"}
+    as_numbers = replace(
+        drawn,
+        labels=0,
+        categories=tuple(numbers.get(category, category) for category in drawn.categories),
+        coded=tuple(
+            replace(item, gold=replace(item.gold, label=numbers[item.gold.label]), label=numbers.get(item.label or ""))
+            for item in drawn.coded
+        ),
+    )
+    interval = book(level="interval", labels=[], range=[0, 10])
+    found = by_group(as_numbers, interval, "group", seed=0, corpus_is_sample=True)
+    shares = by_group(drawn, book(), "group", seed=0, corpus_is_sample=True)
+    for group in ("a", "b"):
+        ways = found["groups"][group]["prevalence"]["mean"]
+        assert ways[GOLD]["value"] == pytest.approx(10 * shares["groups"][group]["prevalence"]["yes"][GOLD]["value"])
+        assert ways[PPI]["low"] < ways[PPI]["value"] < ways[PPI]["high"]
+    apart = found["differences"]["b − a"]["mean"]
+    sides = [found["groups"][group]["prevalence"]["mean"] for group in ("a", "b")]
+    for way in (PPI, GOLD, NAIVE):
+        assert apart[way]["value"] == pytest.approx(sides[1][way]["value"] - sides[0][way]["value"])
+        assert apart[way]["standard_error"] == pytest.approx(np.hypot(*(s[way]["standard_error"] for s in sides)))
+    curve = [p for _, p in apart["curve"]]
+    assert curve == sorted(curve, reverse=True)
+    whole = prevalence(as_numbers, interval, seed=0, corpus_is_sample=True)["mean"]
+    assert whole[NAIVE]["value"] == pytest.approx(10 * (drawn.category_N == 1).sum() / (drawn.category_N < 2).sum())
