@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
+from consilience.models.linear import lay_out
 from consilience.models.load import ChatModel, context_of, read_config
 from consilience.models.nucleus import keep_likeliest
 from consilience.models.protocols import Model, Prompt, Reply, ReplyStatus, Sampling
@@ -88,6 +89,7 @@ def sample_replies(
 
     Raises `BackendError` where the model's logits are NaN.
     """
+    lay_out(chat_model.model)
     keys = [str(index) for index in range(len(prompts_T))] if keys is None else keys
     order = sorted(range(len(prompts_T)), key=lambda i: (len(prompts_T[i]), i))
 

@@ -34,6 +34,7 @@ from consilience.search import (
 )
 from consilience.search.blackbox import BLACK_BOX, EndpointModel, cost_of
 from consilience.search.chunks import NoReply
+from consilience.search.tree import rare_collections
 
 OnProgress = Callable[[str, int, int], None]
 REFUSED = "refused"
@@ -120,7 +121,7 @@ def search_file(
         if missing:
             on_progress("search", len(prompts) - len(missing), len(prompts))
             by_id = {prompt.id: prompt for prompt in missing}
-            with _made(job, missing, on_note) as (searches, settings, counted):
+            with rare_collections(), _made(job, missing, on_note) as (searches, settings, counted):
                 for result in search(searches, missing, settings, batch=job.batch):
                     row = _row(by_id[result.id], result) if isinstance(result, Result) else _refusal(*result)
                     found[row["id"]] = row

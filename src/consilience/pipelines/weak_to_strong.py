@@ -34,6 +34,7 @@ from consilience.records import Conversation, Message, read_rows, write_jsonl
 from consilience.rng import seed_of, stream
 from consilience.run import RunFolder, open_run, write_json, write_text
 from consilience.search import METHODS, Models, Prompt, Result, SearchSettings, TreeModel, search
+from consilience.search.tree import rare_collections
 from consilience.stats import Estimate, difference, mean
 
 OnProgress = Callable[[str, int, int], None]
@@ -111,7 +112,7 @@ def search_recipe(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     settings = recipe.model_dump(mode="json", by_alias=True, exclude={"title", "note", "threads", "batch"})
-    with open_run(out, settings, {}) as run:
+    with open_run(out, settings, {}) as run, rare_collections():
         return _Experiment(recipe, run, on_progress).carry_out()
 
 

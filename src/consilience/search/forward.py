@@ -27,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 
 from consilience.errors import BackendError
 from consilience.models import ChatModel
+from consilience.models.linear import lay_out
 from consilience.search.tree import UNSEEN, Node, Tree
 
 LOGITS_HELD = 1 << 27  # half a gigabyte in float32
@@ -154,6 +155,7 @@ class TreeModel:
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if self.model.config.get_text_config()._attn_implementation == "sdpa":
             self.model.set_attn_implementation(ATTENTION)
+        lay_out(self.model)
         self.reset()
         self.cached = cached and self._agrees_with_plain_reading()
         self.reset()

@@ -8,13 +8,16 @@ Shapes: S slots.
 
 from __future__ import annotations
 
+import gc
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+OBJECTS = 50_000  # new ones between two looks for cycles
 UNSEEN = -1  # the slot of a node that the model has not read yet
 
 
@@ -109,3 +112,16 @@ class Tree:
         while self.free and self.free[-1] == self.slots - 1:  # attention reads up to the last slot in use
             self.free.pop()
             self.slots -= 1
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Until the end Python looks for dead cycles of objects more rarely: nodes know one another, and going through
+    all of them after every few hundred new ones is a tenth of a search of small models. For programs, not libraries.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
