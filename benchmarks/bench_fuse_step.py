@@ -83,13 +83,11 @@ def step_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]
     from consilience.align.pieces import SharedPieces
     from consilience.fuse import fusion_objective
     from consilience.fuse.teach import PIECES
+    from consilience.models.packed import moved
 
     device = next(model.parameters()).device
-    batch = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch_of(args, way).items()
-    }
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    batch = moved(batch_of(args, way), device)
+    inputs = batch["inputs"]
     learnt_BT = batch["shift_labels"] != -100
     if way == "transformers":
         return lambda: model(**inputs, shift_labels=batch["shift_labels"], labels=batch["labels"]).loss.backward()
@@ -123,16 +121,17 @@ def pass_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]
     from consilience.models.score import logits_at
 
     batch = batch_of(args, "sft")
-    length = batch["input_ids"].shape[1]
+    ids_BT = batch["inputs"]["input_ids"]
+    length = ids_BT.shape[1]
     positions = np.arange(length // 4, length)
-    ids = [row.numpy().astype(np.int32) for row in batch["input_ids"]]
+    ids = [row.numpy().astype(np.int32) for row in ids_BT]
     if way == "represent":
         chat_model = ChatModel("bench", model.eval(), None)
         return lambda: [*score_replies(chat_model, ids, [positions] * len(ids), top_k=TOP_K)]
 
     def forward() -> None:
         with torch.inference_mode():
-            for row in batch["input_ids"]:  # as many at once as the representation holds
+            for row in ids_BT:  # as many at once as the representation holds
                 logits_at(model.eval(), row[None], torch.ones_like(row[None]), positions - 1)
 
     return forward

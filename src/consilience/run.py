@@ -74,6 +74,14 @@ class RunFolder:
             events.write(json.dumps(took | {"finished": time.time()}) + "\n")
         return final
 
+    def agreed(self, path: Path, find: Callable[[], Any]) -> Any:
+        """What `find` says (JSON), found once and kept at `path`: by the first of several processes, for all."""
+        if self.leads and not path.is_file():
+            write_json(path, find())
+        while not path.is_file():
+            time.sleep(0.1)
+        return json.loads(path.read_text())
+
     def _made_elsewhere(self, name: str, key: str) -> Path | None:
         """The same finished stage of another run, if there is one."""
         for folder in self.others:

@@ -29,7 +29,12 @@ def fusion_table(results: Mapping[str, Any]) -> str:
             )
         )
     level = next(iter(results["models"].values()))["nll"]["level"]
-    return f"{columns(rows)}\n\n[ ]: {100 * level:g} % intervals; differences are paired."
+    notes = [f"[ ]: {100 * level:g} % intervals; differences are paired."]
+    for kept, what in ((False, "left out of"), (True, "computed in")):
+        shares = [found["share"] for found in results["padding"].values() if found["left_out"] is not kept]
+        if shares:
+            notes.append(f"padding {what} training: {100 * sum(shares) / len(shares):.0f} % of padded batches")
+    return "\n".join([columns(rows), "", *notes])
 
 
 def forecast_table(found: Mapping[str, Any], tflops: float) -> str:

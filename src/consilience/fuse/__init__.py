@@ -3,7 +3,7 @@
 FuseLLM (arXiv 2401.10491), FuseChat (arXiv 2402.16107, 2408.07990); departures are in docs/papers.md.
 """
 
-from consilience.fuse.learn import FusionExamples, SupervisedExamples, collate, fusion_objective
+from consilience.fuse.learn import Batches, FusionExamples, SupervisedExamples, collate, fusion_objective
 from consilience.fuse.losses import LOSSES
 from consilience.fuse.match import AlignSettings, Match, match
 from consilience.fuse.represent import Representation, RepresentSettings, refuse_top_k, represent
@@ -15,6 +15,7 @@ __all__ = [
     "LOSSES",
     "TEACHINGS",
     "AlignSettings",
+    "Batches",
     "FusionExamples",
     "Match",
     "RepresentSettings",

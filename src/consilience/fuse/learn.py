@@ -24,6 +24,7 @@ from consilience.errors import pick
 from consilience.fuse.losses import LOSSES, Outcomes, after, chunk_loss, outcomes
 from consilience.fuse.select import GOLD, NO_CHUNK, Targets, load_targets
 from consilience.fuse.teach import MERGED, TOKENS, UNTAUGHT
+from consilience.models.packed import Tree, pack
 from consilience.train import Objective, loss_through_head
 
 SPACES = 8  # more than there are spaces of `teach`
@@ -133,26 +134,37 @@ class SupervisedExamples(Dataset[Example]):
         )
 
 
-def collate(examples: Sequence[Example]) -> dict[str, Any]:
-    """A batch: ids padded on the right, and the targets of all reply positions in one list, row by row.
+@dataclass(slots=True)
+class Batches:
+    """The collator of a training; counts the tokens of its batches, and the positions that they take when padded."""
 
-    `shift_labels` [B, T] holds, at the place that predicts it, every token that is learnt, and IGNORED elsewhere.
+    packed: bool
+    tokens: int = 0
+    padded: int = 0
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        sizes = [len(example.ids_T) for example in examples]
+        self.tokens += sum(sizes)
+        self.padded += len(sizes) * max(sizes)
+        return collate(examples, packed=self.packed)
+
+
+def collate(examples: Sequence[Example], *, packed: bool = False) -> dict[str, Any]:
+    """A batch: what the model reads, and the targets of all reply positions in one list, conversation by conversation.
+
+    `inputs` are the conversations one after another in a single row (`packed`, for a model under `packed_attention`),
+    or a row each, padded on the right. `shift_labels`, of the shape of the ids, holds at the place that predicts it
+    every token that is learnt, and IGNORED elsewhere.
     """
-    width = max(len(example.ids_T) for example in examples)
-    input_ids_BT = torch.zeros(len(examples), width, dtype=torch.long)
-    mask_BT = torch.zeros_like(input_ids_BT)
-    shift_labels_BT = torch.full_like(input_ids_BT, IGNORED)
-    for row, example in enumerate(examples):
-        ids = torch.from_numpy(example.ids_T.astype(np.int64))
-        positions = torch.from_numpy(example.position_N.astype(np.int64))
-        input_ids_BT[row, : len(ids)] = ids
-        mask_BT[row, : len(ids)] = 1
-        shift_labels_BT[row, positions - 1] = ids[positions]
+    inputs, places_of = _packed(examples) if packed else _padded(examples)
+    shift_labels = torch.full_like(inputs["input_ids"], IGNORED)
+    for example, places_T in zip(examples, places_of, strict=True):
+        learnt = torch.from_numpy(example.ids_T[example.position_N].astype(np.int64))
+        shift_labels.view(-1)[torch.from_numpy(places_T[example.position_N - 1])] = learnt
     return {
-        "input_ids": input_ids_BT,
-        "attention_mask": mask_BT,
-        "shift_labels": shift_labels_BT,
-        "labels": shift_labels_BT,  # Trainer counts `shift_labels` only in a batch that has `labels`
+        "inputs": inputs,
+        "shift_labels": shift_labels,
+        "labels": shift_labels,  # Trainer counts `shift_labels` only in a batch that has `labels`
         "target_ids": torch.from_numpy(np.concatenate([e.ids_NJ for e in examples]).astype(np.int64)),
         "target_probs": torch.from_numpy(np.concatenate([e.probs_NJ for e in examples])),
         "gold_weight": torch.from_numpy(np.concatenate([e.gold_weight_N for e in examples])),
@@ -163,6 +175,26 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
         "chunk_logprob": torch.from_numpy(np.concatenate([e.chunk_logprob_N for e in examples])),
         "names": [example.name for example in examples],
     }
+
+
+Placed = tuple[dict[str, Any], list[NDArray[np.int64]]]  # a model's inputs; by example, the place of every token
+
+
+def _packed(examples: Sequence[Example]) -> Placed:
+    """One row; the conversations share no beginning."""
+    row = pack([Tree(np.zeros(0, dtype=np.int32), tuple(example.ids_T for example in examples))])
+    return row.inputs, row.places_of[0]
+
+
+def _padded(examples: Sequence[Example]) -> Placed:
+    width = max(len(example.ids_T) for example in examples)
+    ids_BT = torch.zeros(len(examples), width, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, example in enumerate(examples):
+        ids_BT[row, : len(example.ids_T)] = torch.from_numpy(example.ids_T.astype(np.int64))
+        mask_BT[row, : len(example.ids_T)] = 1
+    places_of = [row * width + np.arange(len(example.ids_T)) for row, example in enumerate(examples)]
+    return {"input_ids": ids_BT, "attention_mask": mask_BT}, places_of
 
 
 def _renumbered(chunk_N_of: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
@@ -242,7 +274,7 @@ def fusion_objective(loss: str, pieces: Pieces | None = None, *, chunk_temperatu
         rows = {name: batch[name] for name in ROWS} | {"gold": batch["shift_labels"][learnt_BT]}
         return loss_through_head(
             model,
-            {name: batch[name] for name in ("input_ids", "attention_mask")},
+            batch["inputs"],
             learnt_BT,
             lambda logits_MV, block: sums_of(logits_MV, {name: row_N[block] for name, row_N in rows.items()}),
             cuts=_between_chunks(rows["chunk"]),

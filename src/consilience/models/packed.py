@@ -150,8 +150,11 @@ AttentionInterface.register(NAME, packed_attention_forward)
 
 
 @contextlib.contextmanager
-def packed_attention(model: Any) -> Iterator[None]:
-    """While it lasts, `model` takes rows of `pack` and nothing else."""
+def packed_attention(model: Any, packs: bool = True) -> Iterator[None]:
+    """While it lasts, `model` takes rows of `pack` and nothing else; it stays as it is unless it `packs`."""
+    if not packs:
+        yield
+        return
     before = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(NAME)
     try:

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from consilience.chat import Rendered, render, render_prompt
-from consilience.fuse import FusionExamples, SupervisedExamples, collate, fusion_objective
+from consilience.fuse import Batches, FusionExamples, SupervisedExamples, fusion_objective
 from consilience.fuse.learn import Example
 from consilience.judge import open_judge
 from consilience.models import ChatModel, LocalSampler, Prompt, context_of, sample_greedily
+from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
 from consilience.pipelines.fusion import Fusion
 from consilience.pipelines.fusion_stages import selected
@@ -42,25 +43,32 @@ def trained(fusion: Fusion, target: Target) -> Path:
     def make(folder: Path) -> None:
         pivot = fusion.load(PIVOT, _trained_dtype(fusion), place=False)  # Trainer knows which GPU is this process's
         links = [fusion.matches[name].link(target.vocabulary) for name in target.sources if fusion.matches]
-        model, curve = train(
-            pivot.model.train(),
-            examples(pivot),
-            collate,
-            fusion_objective(
-                target.loss,
-                lambda teacher: links[teacher - FIRST_SOURCE].pieces,
-                chunk_temperature=recipe.chunk_temperature,
-            ),
-            recipe.train,
-            folder,
-            seed=seed_of(recipe.seed, "train"),  # the same order of examples for every target
-            on_step=lambda step, steps, loss: fusion.on_progress(f"train {target.name}", step, steps),
+        longest = context_of(pivot.model, recipe.represent.max_tokens)
+        batches = Batches(
+            recipe.train.padding_free
+            and fusion.run.agreed(folder / "packed.json", lambda: can_pack(pivot.model.eval(), longest))
         )
+        with packed_attention(pivot.model, batches.packed):
+            model, curve = train(
+                pivot.model.train(),
+                examples(pivot),
+                batches,
+                fusion_objective(
+                    target.loss,
+                    lambda teacher: links[teacher - FIRST_SOURCE].pieces,
+                    chunk_temperature=recipe.chunk_temperature,
+                ),
+                recipe.train,
+                folder,
+                seed=seed_of(recipe.seed, "train"),  # the same order of examples for every target
+                on_step=lambda step, steps, loss: fusion.on_progress(f"train {target.name}", step, steps),
+            )
         if fusion.run.leads:
             # Targets stay in float32: a small update rounded to bfloat16 is often no update at all.
             model.save_pretrained(folder)
             pivot.tokenizer.save_pretrained(folder)
             write_json(folder / "curve.json", curve)
+            write_json(folder / "batches.json", asdict(batches))
             finish(folder)
 
     return fusion.stage(

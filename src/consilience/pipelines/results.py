@@ -88,10 +88,20 @@ def summarize(
         },
         "samples": _samples(questions, evaluations),
         "training": {name: read_curve(run.path / "train" / name) for name in recipe.target_names},
+        "padding": {name: found for name in recipe.target_names if (found := _padding(run.path / "train" / name))},
         "seconds": run.seconds(),
         "versions": versions(),
         "caveats": [*CAVEATS, *_overlap(train_chats, held_out)],
     }
+
+
+def _padding(trained: Path) -> dict[str, Any] | None:
+    """What padding is of the positions of a training's padded batches, and whether it was left out."""
+    counted = trained / "batches.json"
+    if not counted.is_file():  # taken from a run that did not count
+        return None
+    batches = json.loads(counted.read_text())
+    return {"share": 1 - batches["tokens"] / max(batches["padded"], 1), "left_out": batches["packed"]}
 
 
 @dataclass(frozen=True, slots=True)

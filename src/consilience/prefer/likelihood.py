@@ -99,7 +99,7 @@ def reply_logprobs(model: Any, batch: Mapping[str, Any]) -> Tensor:
 def reading(model: Any, longest: int) -> Iterator[bool]:
     """Prepares `model` for texts of at most `longest` tokens; tells whether they can be packed."""
     packs = can_pack(model, longest)
-    with packed_attention(model) if packs else contextlib.nullcontext():
+    with packed_attention(model, packs):
         yield packs
 
 

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from consilience.config import Settings, known
 from consilience.errors import ConfigError, DataError
 from consilience.models import ChatModel, LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_model
+from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
 from consilience.prefer.data import Preference
 from consilience.prefer.judging import Scorer, noisy, refuse_useless
@@ -36,7 +37,7 @@ from consilience.prefer.learn import (
     pair_objective,
     without_dropout,
 )
-from consilience.prefer.likelihood import ReadReply, read_reply, reading, score_texts
+from consilience.prefer.likelihood import ReadReply, read_reply, score_texts
 from consilience.prefer.losses import WITH_THIRD, WITHOUT_REFERENCE, LossSettings
 from consilience.prefer.pairs import JUDGED, OFFLINE, PAIRINGS, Candidate, PairStatus, pair_up
 from consilience.records import read_rows, write_jsonl
@@ -355,7 +356,10 @@ class Round:
             policy = self.load(self.policy, self.settings.train, learns=True, place=False)
             longest = max(example.longest for example in examples)
             without_dropout(policy.model)
-            with reading(policy.model, longest) as packed:
+            packed = self.settings.train.padding_free and self.run.agreed(
+                folder / "packed.json", lambda: can_pack(policy.model, longest)
+            )
+            with packed_attention(policy.model, packed):
                 model, curve = train(
                     policy.model.train(),
                     PairExamples(examples),

@@ -61,7 +61,7 @@ def loss_through_head(
                 add_up(sums, _recomputed(apply, finish, sums_of, hidden_ND, block))
         return sums["loss"]
 
-    _through_head(model, inputs, use)
+    sums["loss"] = _through_head(model, inputs, use)
     return sums
 
 
@@ -111,7 +111,7 @@ def _through_head(model: Any, inputs: Mapping[str, Any], use: UseHidden) -> Tens
         used.append(use(hidden_BTD, head, finish, apply))
         # DistributedDataParallel looks for unused parameters behind what the model gives back: the result is among it.
         given_back = torch.stack([*used[-1].new_tensor(PROBES), used[-1].sum()])
-        return given_back.expand(*hidden_BTD.shape[:-1], -1)
+        return given_back.expand(*hidden_BTD.shape[:-1], -1).clone()  # FSDP warns of views
 
     with _in_place_of(head, in_place_of_head):
         logits_BTV = model(**inputs, use_cache=False).logits
@@ -123,7 +123,26 @@ def _through_head(model: Any, inputs: Mapping[str, Any], use: UseHidden) -> Tens
             f"{type(bare).__name__} does something to its logits after the head that is not known here; it cannot be "
             "trained. Known are a soft cap and a scale, by the names that Gemma, Cohere, Granite and Falcon give them."
         )
-    return used[-1]
+    result: Tensor = _BehindOutput.apply(used[-1], logits_BTV)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _BehindOutput(torch.autograd.Function):
+    """`value`, with a gradient of zero for `output`.
+
+    FSDP and ZeRO-3 make a module's parameters whole again when the gradient of its output arrives; a loss that leaves
+    the model beside its output would be differentiated without them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, output: Tensor) -> Tensor:
+        ctx.output = output.shape, output.dtype, output.device
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        shape, dtype, device = ctx.output
+        return grad, torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _block_positions(head: Any, hidden_ND: Tensor, block_logits: int | None) -> int:
@@ -145,7 +164,7 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND, weight_VD, bias_V, finish, sums_of, blocks, names):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        weight_grad_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        weight_grad_VD = _accumulator(weight_VD) if needs_weight else None
         bias_grad_V = torch.zeros_like(bias_V) if needs_bias else None
         computed_VD = _as_computed(weight_VD)  # once, not once a block
         sums: dict[str, Tensor] = {}
@@ -165,7 +184,7 @@ class _Blockwise(torch.autograd.Function):
                 weight_grad_VD.addmm_(grad_MV.T.to(weight_grad_VD.dtype), hidden_ND[block].to(weight_grad_VD.dtype))
             if bias_grad_V is not None:
                 bias_grad_V += grad_MV.sum(0)
-        ctx.grads = hidden_grad_ND, weight_grad_VD, bias_grad_V
+        ctx.grads = hidden_grad_ND, _as_stored(weight_grad_VD, weight_VD), bias_grad_V
         names[:] = ["loss", *(name for name in sums if name != "loss")]
         results = tuple(sums[name] for name in names)
         ctx.mark_non_differentiable(*results[1:])
@@ -200,7 +219,7 @@ class _Logprobs(torch.autograd.Function):
         computed_VD = weight_VD.to(ctx.dtype)  # again: kept from the forward pass it would be a second head
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        weight_grad_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        weight_grad_VD = _accumulator(weight_VD) if needs_weight else None
         bias_grad_V = torch.zeros_like(bias_V) if needs_bias else None
         for block in ctx.blocks:
             with torch.enable_grad():
@@ -220,7 +239,16 @@ class _Logprobs(torch.autograd.Function):
                 weight_grad_VD.addmm_(grad_MV.T.to(weight_grad_VD.dtype), hidden_ND[block].to(weight_grad_VD.dtype))
             if bias_grad_V is not None:
                 bias_grad_V += grad_MV.sum(0)
-        return hidden_grad_ND, weight_grad_VD, bias_grad_V, None, None, None
+        return hidden_grad_ND, _as_stored(weight_grad_VD, weight_VD), bias_grad_V, None, None, None
+
+
+def _accumulator(weight_VD: Tensor) -> Tensor:
+    """Zeros for the head's gradient, in float32: many blocks added up in bfloat16 lose what the single ones hold."""
+    return torch.zeros_like(weight_VD, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
+
+
+def _as_stored(grad_VD: Tensor | None, weight_VD: Tensor) -> Tensor | None:
+    return None if grad_VD is None else grad_VD.to(weight_VD.dtype)
 
 
 def _as_computed(weight_VD: Tensor) -> Tensor:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypedDict
 
 import torch
+from accelerate.utils import gather_object
 from pydantic import Field, model_validator
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError
 from consilience.run import write_json
+from consilience.train.sharded import asked_for, finite_gradients, gathered, reduce_in_float32, refuse_unsharded
 
 Batch = Mapping[str, Any]
 # Sums, not means, over the batch's positions: "loss", and whatever else is worth a curve.
@@ -52,6 +57,7 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    padding_free: bool = Field(True, description="a batch in one row without padding, where the model's attention can")
     save_steps: int = Field(200, ge=1)
     log_steps: int = Field(10, ge=1)
     report_to: tuple[str, ...] = Field(
@@ -94,7 +100,9 @@ def train(
 
     `collate` makes a batch with `shift_labels` (-100 where nothing is learnt): their number is what the objective's
     sums are divided by, over all micro-batches and devices of a step. `on_step` hears step, steps and loss.
-    Raises `BackendError` naming step and examples when the loss or its gradient is not finite.
+    Of several processes the first one has the trained model, whole and on the CPU where FSDP or DeepSpeed spread it.
+    Raises `BackendError` naming step and examples when the loss or its gradient is not finite, and when another
+    process of the training has died.
     """
     if settings.lora:
         set_seed(_torch_seed(seed))  # adapters are drawn before Trainer seeds
@@ -112,21 +120,44 @@ def train(
             f"{_processes()} processes were started, but training runs on {trainer.accelerator.num_processes} of them. "
             "On a CPU start them with torchrun, on GPUs with torchrun or accelerate launch."
         )
+    refuse_unsharded(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.objective = objective
     with trainer.accelerator.main_process_first():
         checkpoint = _last_whole(checkpoints)
-    if checkpoint:
+    if checkpoint and trainer.args.process_index == 0:
         since_last_point = json.loads((checkpoint / WHOLE).read_text())
         trainer.sums, trainer.positions = since_last_point["sums"], since_last_point["positions"]
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trained: Any = trainer.model
-    if settings.lora and adapters and trainer.args.should_save:
+    with _naming_a_dead_process(checkpoints):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trained = gathered(trainer)
+    curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
+    if trainer.is_deepspeed_enabled:  # else what the first process loads alone, later, would be spread as well
+        unset_hf_deepspeed_config()
+    if not trainer.args.should_save:
+        return trained, curve
+    if settings.lora and adapters:
         trained.save_pretrained(adapters)
     if settings.lora:  # in float32: a small update added to bfloat16 weights is often no update at all
         trained = trained.to("cpu").float().merge_and_unload()
-    curve = [_record(entry) for entry in trainer.state.log_history if "loss" in entry]
     return trained.eval(), curve
+
+
+@contextlib.contextmanager
+def _naming_a_dead_process(checkpoints: Path) -> Iterator[None]:
+    """One line in the place of what a collective operation says when one of its processes is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's; NCCL's is a DistBackendError, which is one, too
+        gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Gloo")
+        if _processes() == 1 or not any(word in str(error) for word in gone):
+            raise
+        last = _newest(checkpoints)
+        step = f"the checkpoint of step {last.name.rpartition('-')[2]}" if last else "the beginning of this training"
+        raise BackendError(
+            "another process of this training is gone; its own last line says why, if it had time to. All of them "
+            f"stop. Give the same command again: it goes on from {step}."
+        ) from error
 
 
 def finish(folder: Path) -> None:
@@ -166,7 +197,9 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
         data_seed=_torch_seed(seed),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        # accelerate looks for DeepSpeed, which runs on a CPU as well, only where it is not told of one.
+        use_cpu=not torch.cuda.is_available() and not asked_for("DEEPSPEED"),
+        ddp_backend=None if torch.cuda.is_available() or _processes() == 1 else "gloo",
         report_to=list(settings.report_to),
         disable_tqdm=True,
         **checkpointing,
@@ -206,7 +239,7 @@ class _ObjectiveTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # `shift_labels` are counted over all micro-batches of a step
-        self.add_callback(_FiniteGradients(self._refuse))
+        self.add_callback(_FiniteGradients(self))
         self.sums: dict[str, float] = {}
         self.positions = 0.0
         self._step, self._names = -1, [""]  # the conversations of the optimizer step in the making
@@ -221,23 +254,48 @@ class _ObjectiveTrainer(Trainer):
         sums = self.objective(model, inputs)
         loss = sums["loss"] / num_items_in_batch
         if not torch.isfinite(loss):
-            self._refuse(f"the training loss is {loss.item()}", names)
+            self.refuse(f"the training loss is {loss.item()}", names)
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         self.positions += float((inputs["shift_labels"] != -100).sum())
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
-    def _refuse(self, what: str, names: Sequence[str] = ()) -> NoReturn:
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device, in its own type: DeepSpeed would have targets and their weights in bfloat16."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
+    def refuse(self, what: str, names: Sequence[str] = ()) -> NoReturn:
+        """Stops the training at this step, on these or on all conversations of the step that this process had."""
         raise BackendError(
             f"{what} at step {self.state.global_step + 1}, on conversations {', '.join(names or self._names)}. "
             "A lower train.learning_rate, or train.dtype=float32, may help."
         )
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            reduce_in_float32(self.accelerator.state.fsdp_plugin)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What a checkpoint holds; of DeepSpeed's own, which holds the weights, there would be a second copy."""
+        if not (_internal_call and self.is_deepspeed_enabled):
+            super().save_model(output_dir, _internal_call)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.positions:
-            logs |= {name: value / self.positions for name, value in self.sums.items()}
+        if "loss" in logs:
+            sums, positions = self._over_processes()
+            logs |= {name: value / positions for name, value in sums.items() if positions}
             self.sums, self.positions = {}, 0.0
         super().log(logs, *args, **kwargs)
+
+    def _over_processes(self) -> tuple[dict[str, float], float]:
+        """The sums since the curve's last point, and the positions they are over, of all processes together."""
+        sums: Counter[str] = Counter()
+        positions = 0.0
+        for part, count in gather_object([(self.sums, self.positions)]):
+            sums.update(part)
+            positions += count
+        return dict(sums), positions
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -250,22 +308,21 @@ class _ObjectiveTrainer(Trainer):
                 f"the disk is full: the checkpoint of step {self.state.global_step} cannot be written to "
                 f"{self.args.output_dir}. Free some space, then give the same command again: it goes on from here."
             ) from error
-        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        sums, positions = self._over_processes()  # waits for all: every process writes its own random state
         if self.args.should_save:
             checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            write_json(checkpoint / WHOLE, {"sums": self.sums, "positions": self.positions})
+            write_json(checkpoint / WHOLE, {"sums": sums, "positions": positions})
 
 
 class _FiniteGradients(TrainerCallback):
     """A gradient that is not finite spoils the weights, and the next step's examples would be blamed for it."""
 
-    def __init__(self, refuse: Callable[[str], NoReturn]) -> None:
-        self.refuse = refuse
+    def __init__(self, trainer: _ObjectiveTrainer) -> None:
+        self.trainer = trainer
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
-        if not all(torch.isfinite(gradient).all() for gradient in gradients):
-            self.refuse("the gradient of the training loss is not finite")
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not finite_gradients(self.trainer):
+            self.trainer.refuse("the gradient of the training loss is not finite")
 
 
 class _Progress(TrainerCallback):
@@ -282,12 +339,14 @@ class _Progress(TrainerCallback):
 
 def _last_whole(checkpoints: Path) -> Path | None:
     """The newest checkpoint; those that a killed run left half written are removed."""
-    whole = []
     for checkpoint in checkpoints.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).is_file():
-            whole.append(checkpoint)
-        else:
+        if not (checkpoint / WHOLE).is_file():
             shutil.rmtree(checkpoint)
+    return _newest(checkpoints)
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    whole = [mark.parent for mark in checkpoints.glob(f"checkpoint-*/{WHOLE}")]
     return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
 
 

@@ -43,7 +43,7 @@ def test_one_step_on_everything_is_adamws(world: Path, examples: SupervisedExamp
     plain = AutoModelForCausalLM.from_pretrained(world / "pivot").train()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     batch = collate([examples[i] for i in range(8)])
-    logits = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = plain(**batch["inputs"]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=-100)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
