@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -96,6 +97,7 @@ def test_init_to_report_without_a_socket(
     assert consilience("annotate", "init", tmp_path / "new").code == 2  # nothing is overwritten
 
     project = make_project(tmp_path / "p", world)
+    assert consilience("annotate", "prompts", project).code == 0
     dev = consilience("annotate", "dev", project, "--json")
     assert dev.code == 0, dev.err
     found = dev.json["configurations"]["small.zero_shot"]["validation"]["agreement"]["observed agreement"]
@@ -105,7 +107,9 @@ def test_init_to_report_without_a_socket(
     assert consilience("annotate", "freeze", project, "--choose", "small.letters").code == 0
     ran = consilience("annotate", "run", project)
     assert ran.code == 0, ran.err
-    estimated = consilience("annotate", "estimate", project, "--by", "party", "--json")
+    assert consilience("annotate", "run", project, "--retry").code == 0
+    formula = ("--formula", "feeling_negative ~ party")
+    estimated = consilience("annotate", "estimate", project, "--by", "party", *formula, "--json")
     assert estimated.code == 0, estimated.err
     shares = estimated.json["prevalence"]
     assert sum(ways["post-stratified"]["value"] for ways in shares.values()) == pytest.approx(1, abs=0.05)
@@ -113,6 +117,16 @@ def test_init_to_report_without_a_socket(
     reported = consilience("annotate", "report", project, "--json")
     assert reported.code == 0, reported.err
     assert Path(reported.json["html"]).is_file()
+
+    coded = make_project(tmp_path / "coded", world, gold="gold.csv")
+    labels = coded / "labels.jsonl"
+    labels.write_text((project / "labels" / "small.letters.jsonl").read_text())
+    assert consilience("gold", "plan", coded, "--labels", labels, "--n", 40).code == 0
+    sheet = coded / "anna.csv"
+    assert consilience("gold", "export", coded, "--coder", "anna", "--out", sheet).code == 0
+    sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace(",,", ",neutral,"))
+    assert consilience("gold", "import", coded, sheet, "--coder", "anna").code == 0
+    assert consilience("gold", "status", coded).code == 0
 
 
 def test_labels_stand_beside_the_users_columns(finished: Path) -> None:
@@ -166,6 +180,74 @@ def test_the_report_keeps_to_the_reporting_rules(finished: Path) -> None:
                 assert row["n"]
                 assert row["low_95"] <= row["low_50"] or float(row["low_95"]) <= float(row["low_50"])
                 assert float(row["high_50"]) <= float(row["high_95"]) + 1e-9
+
+
+def test_no_verdict_is_printed_nor_stands_in_a_template(finished: Path) -> None:
+    """Rule 1, of what the commands print too, and of words that only some results bring out."""
+    from importlib import resources
+
+    from consilience.cli.annotate_tables import dev_table, estimate_table
+
+    found = json.loads((finished / "estimates.json").read_text())
+    printed = estimate_table(found, "party", "feeling_negative ~ party")
+    printed += dev_table(json.loads((finished / "dev" / "results.json").read_text()))
+    template = resources.files("consilience.report").joinpath("annotation.html.j2").read_text()
+    methods = Path(str(resources.files("consilience.annotate"))).glob("*.py")
+    for text in (
+        printed,
+        re.sub(r"<[^>]+>", " ", template),
+        *(path.read_text() for path in methods if "method" in path.name),
+    ):
+        assert not BANNED.search(text)
+    assert not re.search(r"<(b|strong|em|mark)\b", template)
+    assert "Not in them: other coders" in printed
+
+
+def test_every_number_on_the_page_names_its_method_and_its_n(finished: Path) -> None:
+    """Rule 2; the n of an estimate is that of its gold or its clusters."""
+    page = (finished / "report" / "report.html").read_text()
+    titles = re.findall(r'<td class="estimate" title="([^"]*)"', page)
+    assert len(titles) > 40
+    for title in titles:
+        assert re.fullmatch(r".+; n = \d+ [a-z ]+", title)
+
+
+def test_variation_is_shown_beside_the_intervals(finished: Path) -> None:
+    """Rule 3: curves of differences, all frozen configurations, agreement by group, the change by the correction."""
+    found = json.loads((finished / "estimates.json").read_text())
+    page = (finished / "report" / "report.html").read_text()
+    for by in found["by"].values():
+        for labels in by["differences"].values():
+            for ways in labels.values():
+                chances = [p for _, p in ways["curve"]]
+                assert chances == sorted(chances, reverse=True)
+                assert chances[0] > 0.99 > 0.01 > chances[-1]
+    assert page.count("P(difference &gt; d) for every d") >= len(found["by"]["party"]["differences"])
+    assert [*found["multiverse"]] == ["small.zero_shot", "small.letters"]
+    for words in ("Under every configuration that was frozen", "Agreement with people by party"):
+        assert words in page
+    assert "From uncorrected to corrected" in page
+
+
+def test_sentences_say_what_the_rules_ask_for_in_digits_that_the_interval_bears(finished: Path) -> None:
+    """Rules 4 and 5: share, interval, how many were hand-coded, what is left out, the model alone, the alternatives."""
+    found = json.loads((finished / "estimates.json").read_text())
+    pattern = re.compile(
+        r"We estimate that ([\d.]+) % of the texts are (\w+) \(95 % interval ([\d.]+) to ([\d.]+) %; post-stratified; "
+        r"60 hand-coded of 150; coder disagreement not included\)\. The model's labels as they are give ([\d.]+) %\. "
+        r"The other configuration fixed in advance, corrected alike, gives ([\d.]+) %\."
+    )
+    assert len(found["sentences"]) == len(LABELS)
+    for sentence in found["sentences"]:
+        said = pattern.match(sentence)
+        assert said, sentence
+        ways = found["prevalence"][said[2]]
+        now = ways["post-stratified"]
+        half_width = 50 * (now["high"] - now["low"])  # in points
+        decimals = 1 - math.floor(math.log10(half_width))  # its first two digits
+        numbers = (now["value"], now["low"], now["high"], ways["uncorrected"]["value"])
+        for shown, number in zip((said[1], said[3], said[4], said[5]), numbers):
+            assert shown == f"{100 * number:.{max(decimals, 0)}f}"
 
 
 def test_the_methods_paragraph_says_what_is_on_disk(finished: Path) -> None:

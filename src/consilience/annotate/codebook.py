@@ -132,6 +132,14 @@ class Codebook(Settings):
             raise ConfigError(f"the codes of the {len(self.labels)} labels are {codes}; give each its own, or none.")
         if clash := [label for label in self.labels if label.code is not None and self._is_other_name(label)]:
             raise ConfigError(f"the code {clash[0].code} of label {clash[0].name!r} is the name of another label.")
+        defined: dict[str, str] = {}
+        for label in self.labels:
+            same = " ".join(label.definition.split()).casefold()
+            if same and defined.setdefault(same, label.name) != label.name:
+                raise ConfigError(
+                    f"{defined[same]!r} and {label.name!r} have one and the same definition: the labels overlap. "
+                    "Say in it which texts are of the one and which of the other."
+                )
         shown: dict[str, str] = {}
         for label in self.labels:
             for example in label.examples:
@@ -141,6 +149,12 @@ class Codebook(Settings):
                         f"the example {example.text[:60]!r} stands under {other!r} and under {label.name!r}: "
                         "the labels overlap. Say in their definitions which one it is."
                     )
+            for twice in {example.text.strip() for example in label.examples} & {
+                wrong.text.strip() for wrong in label.counter_examples
+            }:
+                raise ConfigError(
+                    f"{twice[:60]!r} is an example and a counter-example of {label.name!r}. Take one out."
+                )
             for wrong in label.counter_examples:
                 if wrong.label and wrong.label not in self.names:
                     raise ConfigError(f"a counter-example of {label.name!r} is said to be {wrong.label!r}, no label.")

@@ -25,7 +25,7 @@ from consilience.annotate.validate import agreement_with_gold, category_of, desi
 from consilience.errors import DataError
 from consilience.rng import stream
 from consilience.run import fingerprint, write_json
-from consilience.stats import krippendorff_alpha
+from consilience.stats import krippendorff_alpha, shown_decimals
 from consilience.stats.planning import items_for_half_width
 
 FILE = "estimates.json"
@@ -180,12 +180,13 @@ def _sentence(
     if now is None:
         return f"{label}: no corrected estimate."
     percent = label != "mean"
+    digits = shown_decimals(now["value"], now["low"], now["high"])  # two digits of the interval's half width
 
     def number(value: float) -> str:
-        return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
+        return f"{100 * value:.{max(digits - 2, 0)}f} %" if percent else f"{value:.{digits}f}"
 
     def span(low: float, high: float) -> str:
-        return f"{100 * low:.1f} to {100 * high:.1f} %" if percent else f"{low:.3g} to {high:.3g}"
+        return f"{number(low).removesuffix(' %')} to {number(high)}"
 
     what = f"{number(now['value'])} of the {unit}s are {label}" if percent else f"the mean is {number(now['value'])}"
     said = f"We estimate that {what} (95 % interval {span(now['low'], now['high'])}; {way}; {len(sample.coded)} "

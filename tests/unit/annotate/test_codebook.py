@@ -37,6 +37,11 @@ def codebook(**changes: Any) -> Codebook:
         ({"labels": ["left", "left"]}, "'left' twice"),
         ({"labels": ["left wing", "Left-Wing"]}, "differ in case or punctuation only"),
         ({"labels": [{"name": "a", "examples": ["x"]}, {"name": "b", "examples": [" x"]}]}, "the labels overlap"),
+        (
+            {"labels": [{"name": "a", "definition": "Of  war"}, {"name": "b", "definition": "of war"}]},
+            "one and the same definition",
+        ),
+        ({"labels": [{"name": "a", "examples": ["x"], "counter_examples": ["x "]}, "b"]}, "an example and a counter"),
         ({"labels": [True, False]}, "write it in quotes"),
         ({"labels": ["only"]}, "at least 2 labels"),
         ({"labels": ["a", "b|c"]}, "'b|c'"),
