@@ -169,3 +169,30 @@ def test_without_vllm_nothing_is_begun(recipe: Callable[..., Path], tmp_path: Pa
     answer = consilience("fuse", recipe(represent={"engine": "vllm"}), "--out", tmp_path / "run")
     assert (answer.code, "pip install vllm" in answer.err) == (2, True)
     assert not [*(tmp_path / "run").glob("represent/*")]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_a_policy_writes_the_same_with_vllm(world: Path, tmp_path: Path, lora: Json | None, vllm_stand_in: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from consilience.models import EngineSettings, Prompt, Sampling, load_model
+    from consilience.prefer.rounds import Load, Policy
+    from consilience.records import Message
+    from consilience.train import TrainSettings
+
+    model = load_model(world / "finch")
+    policy = Policy(world / "finch", "home")
+    if lora:
+        get_peft_model(model.model, LoraConfig(r=4, init_lora_weights=False)).save_pretrained(tmp_path)
+        policy = Policy(world / "wren", "home", world / "finch", tmp_path)  # its own path is not what is read
+    settings = TrainSettings(lora=lora)
+    prompts = [Prompt(text, (Message("user", text),)) for text in QUESTIONS]
+    ours, theirs = (
+        sorted(load.sampler(policy, settings).sample(prompts, Sampling(max_new_tokens=8)), key=lambda reply: reply.id)
+        for load in (
+            Load(model.tokenizer, code=False),
+            Load(model.tokenizer, code=False, engine=EngineSettings(engine="vllm")),
+        )
+    )
+    assert ours == theirs
+    assert len(vllm_stand_in.LLM.requests) == 3

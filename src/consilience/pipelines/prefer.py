@@ -21,7 +21,7 @@ import torch
 from consilience.config import load_recipe
 from consilience.errors import BackendError, ConfigError, DataError
 from consilience.judge import JudgeSettings
-from consilience.models import load_tokenizer
+from consilience.models import load_tokenizer, refuse_engine
 from consilience.pipelines.places import Places
 from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of
 from consilience.pipelines.prefer_results import summarize
@@ -61,6 +61,7 @@ def prefer_recipe(
         conversations_at_once(settings.train)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    refuse_engine(recipe)
     asked = recipe.decides(exclude={"title", "note"})
     with open_run(out, asked, _fingerprints(recipe, Places(path.parent, out))) as run:
         gc.freeze()  # looking for garbage among what is imported takes 0.25 s, about as long as a tiny round
@@ -108,7 +109,7 @@ class _Seed:
         # One each: without ids of their own, the prompts of both files are numbered from 0.
         self.reader, self.reader_of_held_out = Reader(tokenizer, learnt), Reader(tokenizer, held_out)
         self.parts = slices(learnt, recipe.rounds, recipe.prompts_per_round, seed_of(self.seed, "slices"))
-        self.load = Load(tokenizer, code=recipe.trust_remote_code)
+        self.load = Load(tokenizer, code=recipe.trust_remote_code, engine=recipe)
         with Scorer(self._judge(), self.places.recipe_folder, self.run.path / "judge.sqlite") as self.scorer:
             self._measure(self.start, recipe, held_out)
             for name, settings in arms.items():

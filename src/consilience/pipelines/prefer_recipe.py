@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from consilience.config import Settings
 from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
-from consilience.models import Sampling
+from consilience.models import EngineSettings, Sampling
 from consilience.pipelines.places import FILE_NAME, FileOrShare
 from consilience.prefer.rounds import EXPLORATIONS, ArmSettings
 
@@ -44,7 +44,7 @@ class MeasureSettings(Settings):
     level: float = Field(0.95, gt=0, lt=1)
 
 
-class PreferRecipe(ArmSettings):
+class PreferRecipe(EngineSettings, ArmSettings):
     """A chat model, preference data and a judge in; one aligned model per round and arm, and a report, out.
 
     The settings of an arm may stand beside `arms`, as the default of all of them.

@@ -24,7 +24,18 @@ from pydantic import Field, model_validator
 
 from consilience.config import Settings, known
 from consilience.errors import ConfigError, DataError
-from consilience.models import ChatModel, LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_model
+from consilience.models import (
+    ChatModel,
+    EngineSettings,
+    LocalSampler,
+    Prompt,
+    Reply,
+    ReplyStatus,
+    Sampling,
+    load_model,
+    open_model,
+)
+from consilience.models.engine import VLLM
 from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
 from consilience.prefer.data import Preference
@@ -169,7 +180,7 @@ class Round:
         name = f"{policy.home}/sample/{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
         def make(folder: Path) -> None:
-            sampler = LocalSampler(self.load(policy, self.settings.train))
+            sampler = self.load.sampler(policy, self.settings.train)
             prompts = [Prompt(preference.id, preference.prompt) for preference in self.prompts]
             on_progress = functools.partial(self.on_progress, f"sample {self.home}")
             sample_to_disk(sampler, prompts, sampling, folder, on_progress=on_progress)
@@ -383,8 +394,21 @@ class Round:
 class Load:
     """Loads models one at a time: two may not fit together."""
 
-    def __init__(self, tokenizer: Any, *, code: bool) -> None:
-        self.tokenizer, self.code = tokenizer, code
+    def __init__(self, tokenizer: Any, *, code: bool, engine: EngineSettings | None = None) -> None:
+        """`engine` runs the policies that are to write replies."""
+        self.tokenizer, self.code, self.engine = tokenizer, code, engine or EngineSettings()
+
+    def sampler(self, policy: Policy, settings: TrainSettings) -> LocalSampler:
+        """The policy, to write a round's replies. vLLM is given the adapters beside the model they began on."""
+        if self.engine.engine != VLLM:
+            return LocalSampler(self(policy, settings))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        adapters = policy.adapters if settings.lora else None
+        path = policy.base if adapters and policy.base else policy.path
+        how: dict[str, Any] = {"dtype": settings.dtype, "code": self.code, "tokenizer": self.tokenizer}
+        return LocalSampler(open_model(path, self.engine, adapters=adapters, **how))
 
     def __call__(
         self, policy: Policy, settings: TrainSettings, *, learns: bool = False, place: bool = True
