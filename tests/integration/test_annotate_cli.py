@@ -394,3 +394,26 @@ def test_texts_that_cannot_be_coded_have_a_status(world: Path, tmp_path: Path, c
         assert lines[id_]["flags"] == ["instruction"]
         assert lines[id_]["label"] in LABELS
     assert "flags" not in lines["t1"]
+
+
+def test_examples_by_vectors_are_frozen_with_their_encoder(
+    world: Path, tmp_path: Path, consilience: Callable[..., Any]
+) -> None:
+    project = make_project(
+        tmp_path / "p",
+        world,
+        strategies={"few_shot": {"shots": 2, "choose": "nearest_embedded"}},
+        embedding={"path": str(world / "finch")},
+        examples={"path": "examples.csv"},
+    )
+    rows = [("text", "label"), *((f"{sentence} shown", label) for sentence, label in zip(SENTENCES, LABELS))]
+    with (project / "examples.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert consilience("annotate", "prompts", project).code == 0
+    dev = consilience("annotate", "dev", project, "--json")
+    assert dev.code == 0, dev.err
+    assert consilience("annotate", "freeze", project).code == 0
+    edit(project / "recipe.yaml", str(world / "finch"), str(world / "wren"))
+    answer = consilience("annotate", "run", project)
+    assert answer.code == 2
+    assert "embedding.fingerprint was" in answer.err

@@ -19,7 +19,7 @@ from consilience.annotate.answers import Status, read_answer
 from consilience.annotate.codebook import JOINT, Codebook, Level
 from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import Engine, Failures, Messages
-from consilience.annotate.examples import chooser_of
+from consilience.annotate.examples import Embed, chooser_of
 from consilience.annotate.injection import flags_of
 from consilience.annotate.recipe import StrategySettings, refuse_unreadable
 from consilience.annotate.strategies import NONE, STRATEGIES, Ask, Asked, Shot, Wording, answer_of
@@ -89,6 +89,7 @@ class Coder:
     pool: tuple[Shot, ...] = ()
     correction: Affine | None = None
     seed: int = 0
+    embed: Embed | None = None
 
     def code(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
         """The texts' annotations, in order. A blank text is not asked about."""
@@ -164,7 +165,7 @@ class Coder:
 
     @cached_property
     def _shots(self) -> Callable[[str], tuple[Shot, ...]]:
-        return chooser_of(self.strategy.choose, self.pool, self.strategy.shots, self.seed)
+        return chooser_of(self.strategy.choose, self.pool, self.strategy.shots, self.seed, self.embed)
 
     def _by_scores(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
         if self.codebook.level is Level.MULTI_LABEL:

@@ -12,12 +12,14 @@ import numpy as np
 from consilience.annotate.codebook import CLOSED
 from consilience.annotate.coder import Coder
 from consilience.annotate.corrections import Affine
-from consilience.annotate.engines import Engine, fingerprints
-from consilience.annotate.recipe import Project, refuse_unreadable
+from consilience.annotate.engines import Engine, fingerprints, local_folder
+from consilience.annotate.examples import EMBEDDED, Embed
+from consilience.annotate.recipe import Project, StrategySettings, refuse_unreadable
 from consilience.annotate.strategies import Shot
 from consilience.annotate.tables import place_of, read_table, text_of
 from consilience.errors import ConfigError, DataError
 from consilience.models.engine import VLLM
+from consilience.run import fingerprint
 
 
 def pool_of(project: Project) -> tuple[Shot, ...]:
@@ -48,7 +50,18 @@ def coder_of(project: Project, name: str, engine: Engine, correction: Affine | N
         pool=pool_of(project),
         correction=correction,
         seed=project.recipe.seed,
+        embed=embedder_of(project, project.recipe.strategy_of(name)),
     )
+
+
+def embedder_of(project: Project, strategy: StrategySettings) -> Embed | None:
+    """What makes vectors of texts, where the strategy chooses its examples by them."""
+    settings = project.recipe.embedding
+    if settings is None or strategy.choose != EMBEDDED or not strategy.shots:
+        return None
+    from consilience.annotate.embed import load_embedder
+
+    return load_embedder(project.file(settings.path), settings.prefix)
 
 
 def refuse_unanswerable(project: Project, names: Iterable[str]) -> None:
@@ -78,9 +91,18 @@ def identity(project: Project, name: str) -> dict[str, Any]:
         "strategy": project.recipe.strategy_of(name).model_dump(mode="json"),
         "wording": project.recipe.wording.model_dump(mode="json"),
         "examples": digest([list(shot) for shot in pool_of(project)]),
+        "embedding": _embedding(project, project.recipe.strategy_of(name)),
         "text_column": project.recipe.data.text,
         "seed": project.recipe.seed,
     }
+
+
+def _embedding(project: Project, strategy: StrategySettings) -> dict[str, str] | None:
+    settings = project.recipe.embedding
+    if settings is None or strategy.choose != EMBEDDED:
+        return None
+    path = local_folder("embedding", settings.path, project.folder)
+    return {"fingerprint": fingerprint(path), "prefix": settings.prefix}
 
 
 def digest(value: Any) -> str:

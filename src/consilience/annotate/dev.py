@@ -19,6 +19,7 @@ from consilience.annotate.configuration import (
     coder_of,
     correction_to_json,
     digest,
+    embedder_of,
     grouped_by_model,
     identity,
     pool_of,
@@ -219,7 +220,8 @@ def prompts(project: Project) -> dict[str, list[dict[str, str]]]:
     text = next(corpus(project)).text
     found = {}
     for name, strategy in project.recipe.strategies.items():
-        shots = chooser_of(strategy.choose, pool_of(project), strategy.shots, project.recipe.seed)(text)
+        embed = embedder_of(project, strategy)
+        shots = chooser_of(strategy.choose, pool_of(project), strategy.shots, project.recipe.seed, embed)(text)
         ask = Ask(
             codebook=project.codebook,
             text=text,

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,15 @@ def _vector(text: str, places: dict[str, int], rarity_W: NDArray[np.float64]) ->
     return vector_W / norm if norm else vector_W
 
 
+def _nearest_embedded(
+    pool: Sequence[Shot], vectors_PD: NDArray[np.float64], embed: Embed, text: str, *, shots: int
+) -> tuple[Shot, ...]:
+    """By the cosine of their vectors; the nearest stands last, next to the text that is asked about."""
+    likeness_P = vectors_PD @ embed([text])[0]
+    nearest = np.lexsort((np.arange(len(pool)), -likeness_P))[:shots]
+    return tuple(pool[i] for i in reversed(nearest))
+
+
 Chooser = Callable[[Sequence[Shot], str, int, int], tuple[Shot, ...]]
 
 
@@ -91,9 +101,13 @@ def nearest(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Sho
 
 
 CHOOSERS: dict[str, Chooser] = {"fixed": fixed, "random": random, "stratified": stratified, "nearest": nearest}
+EMBEDDED = "nearest_embedded"  # nearest by the vectors of the recipe's `embedding`
+Embed = Callable[[Sequence[str]], NDArray[np.float64]]  # texts -> unit vectors [N, D]
 
 
-def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int) -> Callable[[str], tuple[Shot, ...]]:
+def chooser_of(
+    name: str, pool: Sequence[Shot], shots: int, seed: int, embed: Embed | None = None
+) -> Callable[[str], tuple[Shot, ...]]:
     """A function from a text to its examples; what does not depend on the text is done once.
 
     Raises `ConfigError` where the pool holds fewer examples than are asked for.
@@ -106,5 +120,9 @@ def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int) -> Callab
     if name == "nearest" and shots:
         search = nearest_of(pool)
         return lambda text: search(text, shots)
-    chosen = CHOOSERS[name](pool, "", shots, seed)
+    if name == EMBEDDED and shots:
+        if embed is None:
+            raise ConfigError(f"choose: {EMBEDDED} needs embedding: {{path: a folder}} in the recipe.")
+        return partial(_nearest_embedded, tuple(pool), embed([shot.text for shot in pool]), embed, shots=shots)
+    chosen = () if not shots else CHOOSERS[name](pool, "", shots, seed)
     return lambda text: chosen

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from consilience.annotate.codebook import CLOSED, MOST_NUMBERS, Codebook, Level, read_codebook
 from consilience.annotate.corrections import CORRECTIONS
-from consilience.annotate.examples import CHOOSERS
+from consilience.annotate.examples import CHOOSERS, EMBEDDED
 from consilience.annotate.strategies import DEFAULTS, IN_ONE_REPLY, LETTERS, STRATEGIES, Wording
 from consilience.config import Settings, known, load_recipe
 from consilience.errors import ConfigError
@@ -68,7 +68,7 @@ class StrategySettings(Settings):
     )
     format: Literal["answer", "json"] = "answer"
     shots: int = Field(0, ge=0)
-    choose: Annotated[str, known(lambda: CHOOSERS, "way to choose examples")] = "stratified"
+    choose: Annotated[str, known(lambda: {**CHOOSERS, EMBEDDED: None}, "way to choose examples")] = "stratified"
     persona: str = ""
     orders: int = Field(1, ge=1, description="orders of the labels; probabilities are averaged over them")
     samples: int = Field(1, ge=1)
@@ -121,6 +121,13 @@ class ExamplesSettings(Settings):
     encoding: str = "utf-8"
 
 
+class EmbeddingSettings(Settings):
+    """A local folder with a sentence encoder or any language model, by whose vectors examples are chosen."""
+
+    path: str
+    prefix: str = Field("", description="what the encoder wants before every text, such as 'query: '")
+
+
 class GoldSettings(Settings):
     """Human labels: a table of their own with ids, as `consilience gold` writes it, or a column of the data.
 
@@ -158,6 +165,7 @@ class AnnotateRecipe(Settings):
     models: dict[str, ModelSettings]
     strategies: dict[str, StrategySettings] = {}
     examples: ExamplesSettings | None = None
+    embedding: EmbeddingSettings | None = None
     wording: Wording = Wording()
     gold: GoldSettings = GoldSettings(path="gold.csv")
     dev: DevSettings = DevSettings()
@@ -187,6 +195,8 @@ class AnnotateRecipe(Settings):
 
     @model_validator(mode="after")
     def _has_configurations(self) -> Self:
+        if self.embedding is None and any(strategy.choose == EMBEDDED for strategy in self.strategies.values()):
+            raise ConfigError(f"choose: {EMBEDDED} needs embedding: {{path: a folder}} in the recipe")
         asked = [name for name, model in self.models.items() if model.column is None]
         for kind, names in (("model", self.models), ("strategy", self.strategies)):
             if not names and (kind == "model" or asked):
