@@ -46,7 +46,11 @@ def init(
         print(json.dumps({"files": [str(path.resolve()) for path in paths]}))
         return
     print("\n".join(f"wrote   {path}" for path in paths))
-    print(f"\n{'Then' if example else 'Fill in both, then'}: consilience annotate dev {folder}")
+    if not example:
+        print(
+            f"\nFill in both. Are no texts coded by people yet? consilience gold plan {folder} --n 300, and gold code."
+        )
+    print(f"\nThen: consilience annotate dev {folder}")
 
 
 @annotate.command()
