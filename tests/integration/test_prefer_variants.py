@@ -118,6 +118,9 @@ def test_every_loss_runs_and_replay_learns_from_earlier_rounds(run: Callable[...
     verdicts = rows(made / "best" / "round-1" / "judge" / "verdicts.jsonl")
     assert {row["slot"] for row in verdicts} <= {"chosen", "rejected", *(f"sample {i}" for i in range(4))}
     assert len(verdicts) > 12
+    # two steps: alpha is that of the share of the steps that are done
+    assert [point["alpha"] for point in curve(made, "wrpo", 1)] == pytest.approx([0, 0.05])
+    assert [point["alpha"] for point in curve(made, "vpo", 1)] == pytest.approx([0.1, 0.1])
     assert not (made / "swap" / "round-1" / "judge").exists()
     assert (made / "swap" / "round-2" / "judge").exists()
     results = json.loads((made / "results.json").read_text())

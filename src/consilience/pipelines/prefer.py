@@ -23,13 +23,13 @@ from consilience.errors import BackendError, ConfigError, DataError
 from consilience.judge import JudgeSettings
 from consilience.models import load_tokenizer, refuse_engine
 from consilience.pipelines.places import Places
-from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of
+from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of, servers_of
 from consilience.pipelines.prefer_results import summarize
 from consilience.pipelines.tiny.preference import make_preference_world
 from consilience.prefer.data import Preference, read_preferences, slices
 from consilience.prefer.judging import Scorer
 from consilience.prefer.measure import measure, read_measured
-from consilience.prefer.rounds import ArmSettings, Load, Policy, Reader, Round
+from consilience.prefer.rounds import ArmSettings, Load, Policy, Reader, Round, ServedModel
 from consilience.report.preference import write_preference_report
 from consilience.rng import seed_of
 from consilience.run import RunFolder, fingerprint, open_run, write_json
@@ -59,6 +59,8 @@ def prefer_recipe(
     recipe = load_recipe(path, PreferRecipe, overrides)
     for settings in recipe.of_arms().values():
         conversations_at_once(settings.train)
+    for endpoint in [*servers_of(recipe).values(), *([recipe.judge.endpoint] if recipe.judge.endpoint else [])]:
+        endpoint.api_key()  # a missing one is named before anything is asked or paid
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     refuse_engine(recipe)
@@ -162,9 +164,10 @@ class _Seed:
                     )
 
     def _round(self, name: str, settings: ArmSettings, number: int, policy: Policy) -> Round:
-        def given(which: str) -> Policy | None:
-            ours = which in ("policy", "start", "previous")
-            return None if ours else Policy(self.places.model(which), f"{self.home}{name}/{Path(which).name}")
+        def given(which: str | ServedModel) -> Policy | None:
+            if isinstance(which, ServedModel) or which in ("policy", "start", "previous"):
+                return None
+            return Policy(self.places.model(which), f"{self.home}{name}/{Path(which).name}")
 
         return Round(
             run=self.run,

@@ -11,8 +11,9 @@ from consilience.config import Settings
 from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
 from consilience.models import EngineSettings, Sampling
+from consilience.models.endpoint import EndpointSettings
 from consilience.pipelines.places import FILE_NAME, FileOrShare
-from consilience.prefer.rounds import EXPLORATIONS, ArmSettings
+from consilience.prefer.rounds import EXPLORATIONS, ArmSettings, ServedModel
 
 POLICY = "policy"  # the only arm of a recipe that names none
 NESTED = ("loss", "sample", "train")  # blocks of which an arm may give single keys
@@ -84,7 +85,13 @@ class PreferRecipe(EngineSettings, ArmSettings):
                 raise ConfigError(f"{key}: no arm is called {arm!r}.{nearest(arm, self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds holds a number twice: {self.seeds}")
-        self.of_arms()
+        for name, settings in self.of_arms().items():
+            if self.rounds > 1 and settings.sampler and settings.sampler.rounds is None:
+                raise ConfigError(
+                    f"arms.{name}.sampler: a server runs one model, and from round 2 on the policy is another. Give "
+                    "sampler.rounds: first (it runs the start model; later rounds are sampled in this process), or all "
+                    "(every round learns from that model's replies, off-policy); or rounds: 1"
+                )
         return self
 
     @property
@@ -148,11 +155,22 @@ def models_of(recipe: PreferRecipe) -> dict[str, str]:
     if recipe.judge.model:
         models["judge.model"] = recipe.judge.model
     for name, settings in recipe.of_arms().items():
-        if settings.third not in ("policy", "start"):
+        if isinstance(settings.third, str) and settings.third not in ("policy", "start"):
             models[f"arms.{name}.third"] = settings.third
         if settings.reference not in ("previous", "start"):
             models[f"arms.{name}.reference"] = settings.reference
     return models
+
+
+def servers_of(recipe: PreferRecipe) -> dict[str, EndpointSettings]:
+    """The servers that reply in a run, by what they are asked for; those of the judge are its own."""
+    found: dict[str, EndpointSettings] = {}
+    for name, settings in recipe.of_arms().items():
+        if settings.data_from is None and settings.sampler:
+            found[f"arms.{name}.sampler"] = settings.sampler.endpoint
+        if settings.data_from is None and isinstance(settings.third, ServedModel):
+            found[f"arms.{name}.third"] = settings.third.endpoint
+    return found
 
 
 def folder_of_seed(recipe: PreferRecipe, out: Path, seed: int) -> Path:

@@ -13,8 +13,9 @@ import yaml
 from numpy.typing import NDArray
 
 from consilience.models.endpoint import notes_kept
-from consilience.pipelines.prefer_recipe import PreferRecipe, folder_of_seed
+from consilience.pipelines.prefer_recipe import PreferRecipe, folder_of_seed, servers_of
 from consilience.prefer.measure import Measured
+from consilience.prefer.rounds import ANSWERS
 from consilience.run import RunFolder, versions
 from consilience.stats import Estimate, difference, mean
 
@@ -110,6 +111,9 @@ def _notes(recipe: PreferRecipe, run: RunFolder, arms: Mapping[str, Any], measur
     found = []
     if recipe.judge.endpoint:
         found += [f"judge: {note}" for note in notes_kept(run.path / "judge.sqlite", recipe.judge.endpoint)]
+    for name, endpoint in servers_of(recipe).items():
+        found.append(f"{name}: replies are those of {endpoint.name}; that it runs the model meant is not checked")
+        found += [f"{name}: {note}" for note in notes_kept(run.path / ANSWERS, endpoint)]
     counts = [
         of_round["pairs"]
         for arm, settings in recipe.of_arms().items()

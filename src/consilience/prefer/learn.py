@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from consilience.prefer.likelihood import ReadReply, collate_replies, reply_logprobs
-from consilience.prefer.losses import LossSettings, PairLogprobs, margin, pair_loss
+from consilience.prefer.losses import WITH_THIRD, LossSettings, PairLogprobs, margin, pair_loss
 from consilience.train import Objective
 
 NO_THIRD = -1
@@ -82,8 +82,9 @@ def pair_objective(settings: LossSettings) -> Objective:
     def objective(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         pairs = pairs_of(reply_logprobs(model, batch), batch)
         margin_B = margin(pairs, settings.beta).detach()
-        return {
-            "loss": pair_loss(pairs, settings).sum(),
+        now = settings.at(batch.get("progress", 1.0))
+        sums = {
+            "loss": pair_loss(pairs, now).sum(),
             "margin": margin_B.sum(),
             "accuracy": (margin_B > 0).float().sum(),
             "chosen_logprob": pairs.chosen_B.detach().sum(),
@@ -91,6 +92,9 @@ def pair_objective(settings: LossSettings) -> Objective:
             "ref_chosen_logprob": pairs.ref_chosen_B.sum(),
             "ref_rejected_logprob": pairs.ref_rejected_B.sum(),
         }
+        if settings.name in WITH_THIRD:
+            sums["alpha"] = torch.full_like(margin_B, now.alpha).sum()
+        return sums
 
     return objective
 

@@ -48,11 +48,21 @@ class LossSettings(Settings):
     name: Annotated[str, known(lambda: LOSSES, "preference loss")] = "dpo"
     beta: float = Field(0.1, gt=0, description="how near the reference: the scale of the implicit reward")
     alpha: float = Field(0.0, ge=0, description="weight of the third reply's term")
+    alpha_ramp: float | None = Field(
+        None, ge=0, le=1, description="share of a round's steps in which alpha grows from 0; default: wrpo 1, others 0"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="how often a preference is taken to be wrong")
     per_token: bool = Field(False, description="mean log-probabilities over a reply's tokens in the place of sums")
     times_beta: bool = Field(True, description="selm: alpha * beta as in its code and eq. 4.2; false: Algorithm 1")
     pessimistic: bool = Field(False, description="vpo: the sign for offline data")
     gamma: float = Field(1.0, ge=0, description="simpo: the margin aimed for")
+
+    def at(self, progress: float) -> LossSettings:
+        """The settings when the share `progress` of the round's steps is done."""
+        ramp = self.alpha_ramp if self.alpha_ramp is not None else float(self.name == "wrpo")
+        if progress >= ramp:
+            return self
+        return self.model_copy(update={"alpha": self.alpha * progress / ramp})
 
 
 PreferenceLoss = Callable[[PairLogprobs, LossSettings], Tensor]
@@ -128,7 +138,8 @@ def orpo(pairs: PairLogprobs, settings: LossSettings) -> Tensor:
 def wrpo(pairs: PairLogprobs, settings: LossSettings) -> Tensor:
     """-log sigmoid(alpha r(s) + (1 - alpha) r(w) - r(l)), r = beta log(pi / ref) (WRPO, arXiv 2412.03187).
 
-    s is a source model's reply (`third`), w and l the policy's own best and worst. The paper lets alpha grow from 0.
+    s is a source model's reply (`third`), w and l the policy's own best and worst. Alpha grows from 0 over the whole
+    training, as in the released code (`alpha_ramp`), which takes alpha 0.1 and beta 0.01.
     """
     toward_B = settings.alpha * settings.beta * (_log_ratio(pairs) - (pairs.chosen_B - pairs.ref_chosen_B))
     return -logsigmoid(margin(pairs, settings.beta) + toward_B)

@@ -1,6 +1,6 @@
 """One round of online preference alignment: sample -> judge -> pair -> reference -> train, each a stage on disk.
 
-<policy>/sample/<settings>/replies-*.jsonl what the current policy says to the round's prompts
+<policy>/sample/<settings>/replies-*.jsonl what the policy says to the round's prompts; served/... what a server says
 <arm>/round-<t>/judge/verdicts.jsonl       a score for every candidate
 <arm>/round-<t>/pair/pairs.jsonl           chosen, rejected and third reply of every prompt, or why there are none
 <arm>/round-<t>/reference/logprobs.jsonl   what the reference thinks of them
@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -31,10 +32,12 @@ from consilience.models import (
     Prompt,
     Reply,
     ReplyStatus,
+    Sampler,
     Sampling,
     load_model,
     open_model,
 )
+from consilience.models.endpoint import Endpoint, EndpointSettings
 from consilience.models.engine import VLLM
 from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
@@ -69,6 +72,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"epochs": 1, "batch_size": 128, "learning_rate": 5e-7, "warmup": 0.1},  # SELM's
 }
 ADAPTERS = "adapters"
+ANSWERS = "sampler.sqlite"  # what servers replied, in the run folder
+
+
+class ServedModel(Settings):
+    """A model behind a server."""
+
+    endpoint: EndpointSettings
+
+
+class SamplerSettings(ServedModel):
+    """A server that replies in the policy's place: it serves one model, and the policy becomes another every round."""
+
+    rounds: Literal["first", "all"] | None = Field(
+        None, description="first: it runs the start model; all: every round learns from that model's replies"
+    )
+
+    def speaks_in(self, number: int) -> bool:
+        """Whether it replies in this round."""
+        return number == 1 or self.rounds == "all"
 
 
 class ArmSettings(Settings):
@@ -77,10 +99,11 @@ class ArmSettings(Settings):
     loss: LossSettings = LossSettings()
     explore: Annotated[str, known(lambda: EXPLORATIONS, "exploration")] = "none"
     sample: Sampling = Field(Sampling(**DEFAULTS["sample"]), description="the policy's own replies, over `explore`")
+    sampler: SamplerSettings | None = Field(None, description="a server in the policy's place; default: this process")
     pair: Annotated[str, known(lambda: PAIRINGS, "pairing rule")] = "best_worst"
     offline_pair: bool = Field(True, description="the data's pair is among the candidates")
-    third: str = Field(
-        "policy", description="whose first reply the loss's third term is about: policy, start or a model"
+    third: str | ServedModel = Field(
+        "policy", description="whose first reply the loss's third term is about: policy, start, a model, or a server's"
     )
     reference: str = Field("previous", description="what the policy is held near: previous, start, or a model")
     replay: bool = Field(False, description="learn from the pairs of all earlier rounds, too")
@@ -140,6 +163,9 @@ class Policy:
     adapters: Path | None = None
 
 
+Speaker = Policy | EndpointSettings
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round of one arm. `home` is its folder in the run; `earlier` are those of the arm's rounds before it."""
@@ -173,20 +199,38 @@ class Round:
 
     # -- sample, judge, pair ---------------------------------------------------------------------------------------
 
-    def _sample(self, policy: Policy, sampling: Sampling) -> dict[str, list[Reply]]:
-        """The replies of `policy` to the round's prompts, by prompt."""
+    @property
+    def _speaker(self) -> Speaker:
+        """Who replies as the policy."""
+        served = self.settings.sampler
+        return served.endpoint if served and served.speaks_in(self.number) else self.policy
+
+    @contextlib.contextmanager
+    def _sampler(self, speaker: Speaker) -> Iterator[Sampler]:
+        if isinstance(speaker, Policy):
+            yield self.load.sampler(speaker, self.settings.train)
+            return
+        with Endpoint(speaker, cache=self.run.path / ANSWERS) as endpoint:
+            yield endpoint
+
+    def _sample(self, speaker: Speaker, sampling: Sampling) -> dict[str, list[Reply]]:
+        """The replies of a policy, or of a server's model, to the round's prompts, by prompt."""
         sampling = sampling.model_copy(update={"seed": seed_of(self.seed, "sample", str(self.number))})
-        asked = json.dumps([[preference.id for preference in self.prompts], sampling.model_dump(mode="json")])
-        name = f"{policy.home}/sample/{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        asked: list[Any] = [[preference.id for preference in self.prompts], sampling.model_dump(mode="json")]
+        if isinstance(speaker, Policy):
+            home = speaker.home
+        else:
+            home, asked = self.start.home.removesuffix("start") + "served", [*asked, speaker.url, speaker.model]
+        stage = f"{home}/sample/{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
 
         def make(folder: Path) -> None:
-            sampler = self.load.sampler(policy, self.settings.train)
             prompts = [Prompt(preference.id, preference.prompt) for preference in self.prompts]
             on_progress = functools.partial(self.on_progress, f"sample {self.home}")
-            sample_to_disk(sampler, prompts, sampling, folder, on_progress=on_progress)
+            with self._sampler(speaker) as sampler:
+                sample_to_disk(sampler, prompts, sampling, folder, needs_all=True, on_progress=on_progress)
 
         found: dict[str, list[Reply]] = {}
-        for reply in read_replies(self.run.stage(name, make)):
+        for reply in read_replies(self.run.stage(stage, make)):
             # Stripped: the blank in front is the template's, and would be written twice.
             found.setdefault(reply.id, []).append(replace(reply, text=reply.text.strip()))
         return found
@@ -194,7 +238,7 @@ class Round:
     def _candidates(self) -> dict[str, list[Candidate]]:
         """Every prompt's replies that may become chosen or rejected, not judged yet."""
         settings = self.settings
-        sampled = self._sample(self.policy, settings.sample) if settings.pair == "best_worst" else {}
+        sampled = self._sample(self._speaker, settings.sample) if settings.pair == "best_worst" else {}
         found: dict[str, list[Candidate]] = {}
         for preference in self.prompts:
             mine = found[preference.id] = []
@@ -265,19 +309,22 @@ class Round:
 
     def _thirds(self) -> dict[str, Candidate]:
         """The third reply of every prompt that has one, by prompt."""
-        if self.settings.third == "policy":
+        speaker: Speaker
+        third = self.settings.third
+        if third == "policy":
             if self.settings.pair != "best_worst":
                 return {}  # nothing was sampled; where it was, an arm that learns from these pairs may ask for it
-            policy, sampling, whose = self.policy, self.settings.sample, "sample"
+            speaker, sampling, whose = self._speaker, self.settings.sample, "sample"
         elif not self.settings.has_third:
             return {}
         else:
-            whose = "start" if self.settings.third == "start" else "source"
-            policy = self.start if whose == "start" else _given(self.third_model)
+            whose = "start" if third == "start" else "source"
+            source = third.endpoint if isinstance(third, ServedModel) else self.third_model
+            speaker = self.start if whose == "start" else _given(source)
             sampling = self.settings.sample.model_copy(update={"samples": 1})
         return {
             id_: _candidate(whose, replies[0])
-            for id_, replies in self._sample(policy, sampling).items()
+            for id_, replies in self._sample(speaker, sampling).items()
             if replies[0].text
         }
 
@@ -301,7 +348,7 @@ class Round:
             counts["verdicts"] = Counter(row["state"] for row in verdicts)
             counts["cut"] = {"cut": sum("cut" in row for row in verdicts)}  # read by the judge in part only
         if self.settings.pair == "best_worst":
-            replies = self._sample(self.policy, self.settings.sample).values()
+            replies = self._sample(self._speaker, self.settings.sample).values()
             counts["samples"] = Counter(reply.status for of_prompt in replies for reply in of_prompt)
         if self.settings.has_third:
             counts["third"] = Counter(_third_is(row) for row in learnt if row["third"])

@@ -26,7 +26,8 @@ from consilience.run import write_json
 from consilience.train.sharded import asked_for, finite_gradients, gathered, reduce_in_float32, refuse_unsharded
 
 Batch = Mapping[str, Any]
-# Sums, not means, over the batch's positions: "loss", and whatever else is worth a curve.
+# Sums, not means, over the batch's positions: "loss", and whatever else is worth a curve. The batch has "progress", the
+# share of the optimizer steps that are done: an objective may change on the way.
 Objective = Callable[[torch.nn.Module, Batch], dict[str, torch.Tensor]]
 
 # Marks a checkpoint as completely written; holds the sums since the curve's last point, which Trainer does not save.
@@ -251,7 +252,7 @@ class _ObjectiveTrainer(Trainer):
         if self._step != self.state.global_step:
             self._step, self._names = self.state.global_step, []
         self._names += names
-        sums = self.objective(model, inputs)
+        sums = self.objective(model, {**inputs, "progress": self.state.global_step / self.state.max_steps})
         loss = sums["loss"] / num_items_in_batch
         if not torch.isfinite(loss):
             self.refuse(f"the training loss is {loss.item()}", names)
