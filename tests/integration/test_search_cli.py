@@ -151,4 +151,27 @@ def test_a_prompt_that_does_not_fit_is_a_status(command: Callable[..., Any], pro
     assert answer.json["status"]["refused"] == 1
     rows = rows_of(tmp_path / "replies.jsonl")
     assert "Shorten the prompt" in rows[0]["why"]
+    assert answer.json["why"] == {"refused": rows[0]["why"]}
     assert rows[1]["status"] in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mode": "publish"}, "'default' or 'published', got 'publish'"),
+        ({"mode": "published", "method": "aligntree"}, "--mode published is of cbs and best-of-n, not of aligntree"),
+        ({"guide": None}, "sample and beam need none"),
+    ],
+)
+def test_the_way_out_is_said(command: Callable[..., Any], changes: dict[str, Any], says: str) -> None:
+    answer = command(**changes)
+    assert answer.code == 2
+    assert says in answer.err
+
+
+def test_options_that_a_recipe_does_not_heed_are_refused(consilience: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny-search.yaml"
+    answer = consilience("search", recipe, "--out", tmp_path / "run", "--width", 2, "--max-new-tokens", 5)
+    assert answer.code == 2
+    assert "Leave out --width, --max-new-tokens, or use --set" in answer.err
+    assert not (tmp_path / "run").exists()

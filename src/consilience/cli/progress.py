@@ -15,7 +15,7 @@ OnProgress = Callable[[str, int, int], None]
 @contextmanager
 def watching() -> Iterator[OnProgress]:
     """A function `(what, done, total)` that shows progress on standard error while the block runs."""
-    _quiet_libraries()
+    quiet_libraries()
     if rank_of_this_process():
         yield lambda what, done, total: None
         return
@@ -76,7 +76,7 @@ class _Lines:
         print(f"{what}: {done} of {total} in {took:.1f} s{left}", file=sys.stderr, flush=True)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """transformers' own bars and notes would be drawn across ours; its warnings stay."""
     from transformers.utils import logging
 

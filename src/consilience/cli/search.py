@@ -12,8 +12,11 @@ import typer
 from consilience.cli.options import AsJson
 from consilience.errors import ConfigError
 
+OF_RECIPES = {"recipe", "out", "overrides", "as_json"}
+
 
 def search(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="The replies, JSONL. The same command goes on with what is there.")],
     recipe: Annotated[
         Path | None,
@@ -76,8 +79,7 @@ def search(
     from consilience.cli.progress import watching
 
     if recipe is not None:
-        if model or prompts or guide:
-            raise ConfigError("a recipe names its own models and prompts. Leave out --model, --guide and --prompts.")
+        _refuse_beside_recipe(context)
         _experiment(recipe, out, overrides, as_json)
         return
     if not model or prompts is None:
@@ -127,6 +129,19 @@ def search(
             return
         result = search_file(job, on_progress=on_progress, on_note=_note)
     print(json.dumps(result) if as_json else _lines(result))
+
+
+def _refuse_beside_recipe(context: typer.Context) -> None:
+    """Raises `ConfigError` for an option that a recipe would not heed."""
+    given = [name for name in context.params if name not in OF_RECIPES and _is_given(context, name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"a recipe has its own models and settings. Leave out {flags}, or use --set KEY=VALUE.")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _experiment(recipe: Path, out: Path, overrides: list[str], as_json: bool) -> None:
@@ -184,6 +199,7 @@ def _lines(result: dict[str, Any]) -> str:
     score = "" if result["mean_score"] is None else f"\nscore    {result['mean_score']:.3f} nats on average"
     slow = [name for name, cached in result.get("cached", {}).items() if not cached]
     note = f"\nnote     no prefix cache for {', '.join(slow)}: its texts are read anew for every token" if slow else ""
+    note += "".join(f"\nwhy      {name}: {why}" for name, why in sorted(result["why"].items()))
     note += f"\nspent    {result['spent']}" if "spent" in result else ""
     counted = f"prompts  {result['prompts']} ({result['searched']} searched now): {status}"
     return f"{counted}{score}{note}\nreplies  {result['out']}"

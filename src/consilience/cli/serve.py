@@ -75,6 +75,7 @@ def serve(
     from consilience.serve.server import Server, bind, run
 
     bound = bind(host, port)
+    from consilience.cli.progress import quiet_libraries
     from consilience.serve.app import make_app
     from consilience.serve.start import ServeSettings, prepare
 
@@ -94,6 +95,7 @@ def serve(
         successors=successors,
         chunk=chunk or None,
     )
+    quiet_libraries()
     ready = prepare(settings)
     notes = [*ready.notes]
     if not key and not is_loopback(host):

@@ -34,10 +34,12 @@ from consilience.search import (
 )
 from consilience.search.blackbox import BLACK_BOX, EndpointModel, cost_of
 from consilience.search.chunks import NoReply
+from consilience.search.texts import prompt_ids
 from consilience.search.tree import rare_collections
 
 OnProgress = Callable[[str, int, int], None]
 REFUSED = "refused"
+PUBLISHED = ("cbs", "best-of-n")  # what the published code does
 ASKED_AGAIN = {str(Status.API_ERROR), str(Status.OVER_BUDGET)}  # a reply may come another time
 
 
@@ -73,6 +75,8 @@ class SearchJob:
             )
         if black_box and self.settings.mode == "published":
             raise ConfigError(f"--mode published draws its tokens itself. Leave it out, or search without {black_box}.")
+        if self.settings.mode == "published" and self.method not in PUBLISHED:
+            raise ConfigError(f"--mode published is of {' and '.join(PUBLISHED)}, not of {self.method}. Leave it out.")
         if self.endpoint is None and (self.tokenizer or self.continue_by != "auto"):
             raise ConfigError("--tokenizer and --continue-by are for a model behind --endpoint.")
 
@@ -196,7 +200,7 @@ def _made(job: SearchJob, prompts: Sequence[Prompt], on_note: Callable[[str], No
         return
     tokenizer = load_tokenizer(job.tokenizer, code=job.trust_remote_code) if job.tokenizer else None
     settings = BLACK_BOX[job.method](job.settings)
-    on_note(_estimated(job.endpoint, settings, prompts, tokenizer))
+    on_note(_estimated(job.endpoint, settings, prompts, tokenizer, raw=job.raw))
     guide = _guide(job, pair, settings)
     with Endpoint(job.endpoint, cache=_answers(job), on_note=on_note) as endpoint:
         large = EndpointModel(endpoint, tokenizer=tokenizer, raw=job.raw, way=job.continue_by)
@@ -222,23 +226,36 @@ def estimate_file(job: SearchJob) -> str:
         raise ConfigError("--dry-run tells what a server is asked for. Give --endpoint.")
     tokenizer = load_tokenizer(job.tokenizer, code=job.trust_remote_code) if job.tokenizer else None
     prompts = read_prompts(job.prompts, seed=job.seed, limit=job.limit)
-    return _estimated(job.endpoint, BLACK_BOX[job.method](job.settings), prompts, tokenizer)
+    return _estimated(job.endpoint, BLACK_BOX[job.method](job.settings), prompts, tokenizer, raw=job.raw)
 
 
-def _estimated(endpoint: EndpointSettings, settings: SearchSettings, prompts: Sequence[Prompt], tokenizer: Any) -> str:
+def _estimated(
+    endpoint: EndpointSettings, settings: SearchSettings, prompts: Sequence[Prompt], tokenizer: Any, *, raw: bool
+) -> str:
     """A sentence. Without the large model's tokenizer a token of a prompt is taken for four bytes."""
-    texts = ["".join(message.content for message in prompt.messages) for prompt in prompts]
-    tokens = [len(tokenizer(text)["input_ids"]) if tokenizer else len(text.encode()) // 4 + 1 for text in texts]
+    tokens = [_prompt_tokens(prompt, tokenizer, raw=raw) for prompt in prompts]
     cost = cost_of(settings, tokens)
     price = endpoint.price
     money = (
         f", {(price.input * cost.input_tokens + price.output * cost.output_tokens) / 1e6:.4g} in money" if price else ""
     )
-    about = "" if tokenizer else " (at about four bytes to a token of the prompts)"
+    # Without the tokenizer it is no bound: chat templates add tokens, and so does other text than English.
+    about = "" if tokenizer else " (by four bytes of a prompt to a token, without the chat template)"
+    most = "at most" if tokenizer else "about"
+    rounds = f"{cost.rounds} round{'s' * (cost.rounds != 1)}"
     return (
-        f"at most {cost.calls:,} calls in {cost.rounds} rounds, {cost.input_tokens:,} tokens in, "
+        f"{most} {cost.calls:,} calls in {rounds}, {cost.input_tokens:,} tokens in, "
         f"{cost.output_tokens:,} out{money}{about}; replies that end early cost less"
     )
+
+
+def _prompt_tokens(prompt: Prompt, tokenizer: Any, *, raw: bool) -> int:
+    if tokenizer is None:
+        return sum(len(message.content.encode()) for message in prompt.messages) // 4 + 1
+    try:
+        return len(prompt_ids(tokenizer, prompt.messages, raw=raw))
+    except DataError:  # the search refuses it by its name, and asks nothing
+        return 0
 
 
 def _load(job: SearchJob, path: str) -> TreeModel:
@@ -366,4 +383,5 @@ def _summary(
         "status": dict(Counter(row["status"] for row in rows)),
         "mean_score": sum(scores) / len(scores) if scores else None,
         "tokens": None if None in tokens else sum(tokens),
+        "why": dict(reversed([(row["status"], row["why"]) for row in rows if "why" in row])),  # the first of each
     }

@@ -29,7 +29,7 @@ class Models:
     def pair(self) -> tuple[TreeModel, TreeModel]:
         """Raises `ConfigError` where there is none."""
         if self.tuned is None or self.untuned is None:
-            raise ConfigError("this method needs a small pair. Give --guide TUNED:UNTUNED.")
+            raise ConfigError("this method needs a small pair. Give --guide TUNED:UNTUNED; sample and beam need none.")
         return self.tuned, self.untuned
 
     def guide(self, settings: SearchSettings) -> Guide:

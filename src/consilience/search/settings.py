@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,7 +33,7 @@ class SearchSettings(Settings):
     top_k: int = Field(50, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)
     stop: tuple[str, ...] = ()
-    mode: str = Field("default", pattern="^(default|published)$")
+    mode: Literal["default", "published"] = "default"
     beta: float = Field(1.0, ge=0, description="weight of the pair's logits in emulated fine-tuning")
     guide_temperature: float = Field(1.0, gt=0, description="of the pair's probabilities")
     iterations: int = Field(64, ge=1, description="of aligntree: expansions of the search tree")

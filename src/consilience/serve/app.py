@@ -32,7 +32,7 @@ FAILURES: dict[Failure, tuple[int, str | None]] = {
     Failure.BROKEN: (500, None),
 }
 OPEN_PATHS = ("/health", "/metrics")
-STATUS_TYPES = {404: NOT_FOUND, 405: INVALID}
+WRONG_PATH = {404: (NOT_FOUND, "unknown_url"), 405: (INVALID, "method_not_supported")}
 
 
 def make_app(
@@ -91,7 +91,8 @@ def make_app(
         words = "no such path" if error.status_code == 404 else f"{request.method} is not allowed here"
         message = f"{words}: {request.url.path[:200]}"
         metrics.refused()
-        body = ApiError(error.status_code, message, type_=STATUS_TYPES[error.status_code], code="unknown_url").body
+        type_, code = WRONG_PATH[error.status_code]
+        body = ApiError(error.status_code, message, type_=type_, code=code).body
         return _json(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)

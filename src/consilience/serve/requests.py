@@ -22,27 +22,48 @@ MOST_STOPS = 16
 LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id"}
 # What this server cannot do, and the values that ask for nothing: clients send those by default.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (None,),
     "audio": (None,),
-    "beam_search": (None, False),
+    "bad_words": (None, []),
     "best_of": (None, 1),
+    "cache_salt": (None,),
+    "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
+    "detokenize": (None, True),
+    "documents": (None, []),
     "echo": (None, False),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
+    "guided_choice": (None,),
+    "guided_decoding_backend": (None,),
+    "guided_grammar": (None,),
     "guided_json": (None,),
     "guided_regex": (None,),
+    "include_reasoning": (None, True, False),
+    "length_penalty": (None, 1),
+    "logits_processors": (None, []),
+    "mm_processor_kwargs": (None, {}),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
+    "priority": (None, 0),
+    "prompt_logprobs": (None,),
     "reasoning_effort": (None,),
     "response_format": (None, {"type": "text"}),
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
     "service_tier": (None, "auto", "default"),
     "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
     "store": (None, False),
+    "structured_outputs": (None,),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": (None, False),
     "verbosity": (None,),
+    "vllm_xargs": (None, {}),
     "web_search_options": (None,),
 }
 
@@ -82,6 +103,7 @@ class _Body(BaseModel):
 class StreamOptions(_Body):
     include_usage: StrictBool = False
     include_obfuscation: StrictBool | None = None  # OpenAI's padding against listening in; there is none here
+    continuous_usage_stats: Literal[False] | None = None  # vLLM's; usage comes once, at the end
 
 
 class _Request(_Body):
@@ -142,6 +164,7 @@ class ChatRequest(_Request):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     add_generation_prompt: StrictBool = True
+    add_special_tokens: Literal[False] | None = None  # vLLM's default for a chat: its template has them already
     continue_final_message: StrictBool = False
 
     @property
