@@ -153,6 +153,10 @@ def test_what_stops_a_guided_server_before_it_listens(consilience: Callable[...,
         (("--guide", str(world / "wren")), "expected TUNED:UNTUNED"),
         (("--guide", unlike, "--width", "0"), "width"),
         (("--guide", unlike, "--method", "cbss"), "no search method is called 'cbss'. Did you mean 'cbs'?"),
+        (
+            ("--guide", unlike, "--method", "beam"),
+            "There are: best-of-n, cbs, eft, sample.",
+        ),  # beam and aligntree are not for a server
         (("--guide", f"{world / 'wren'}:{world / 'wren'}", "--width", "40"), "more than --max-num-seqs 64"),
         (("--method", "eft"), "--guide"),
     ):

@@ -19,6 +19,7 @@ from consilience.serve.plain import PlainSampling
 
 FAR = 1 << 20  # positions of a model that states no limit
 SAMPLED_BY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SERVED_METHODS = ("cbs", "best-of-n", "eft", "sample")  # beam heeds no temperature or seed, aligntree streams nothing
 GENERATION_CONFIGS = ("auto", "none")
 
 
@@ -128,7 +129,7 @@ def _guided(served: Served, guided: GuidedSearch, models: Models, settings: Serv
 
 
 def _search_settings(settings: ServeSettings) -> SearchSettings:
-    pick(METHODS, settings.method, "search method")
+    pick({name: METHODS[name] for name in SERVED_METHODS}, settings.method, "search method")
     shape = {name: getattr(settings, name) for name in SEARCH_SETTINGS}
     return parse(shape, SearchSettings, where="--guide")
 
