@@ -36,6 +36,7 @@ from consilience.stats.regression import (
     prediction_powered_regression,
     weighted_regression,
 )
+from consilience.stats.units import unit_index
 
 DSL = "DSL"
 SPLITS, FOLDS = 10, 5  # as in the R package dsl
@@ -106,8 +107,9 @@ def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str 
     found_family = family or _family(designs, observed)
     units = _units(sample, designs.rows)
     kind = "texts" if units is None else "clusters"
+    unit_N = np.arange(len(designs.rows)) if units is None else unit_index(units)[1]
     expected = [
-        _expected(sample, codebook, designs, gold_rows, place_of, units, split, seed) for split in range(SPLITS)
+        _expected(sample, codebook, designs, gold_rows, place_of, unit_N, split, seed) for split in range(SPLITS)
     ]
     of: dict[str, Any] = {"family": found_family, "unit_kind": kind}
     dsl = design_based(observed, expected, designs.names, clusters=units, **of)
@@ -288,7 +290,7 @@ def _expected(
     designs: _Designs,
     gold_rows: Sequence[int],
     place_of: dict[int, int],
-    units: Sequence[str] | None,
+    unit_N: np.ndarray,
     split: int,
     seed: int,
 ) -> Expected:
@@ -298,7 +300,7 @@ def _expected(
     places = np.array([place_of[row] for row in gold_rows], dtype=np.intp)
     gold = [sample.coded[sample.gold_N[row]].gold for row in gold_rows]
     weights = np.array([1 / (item.probability or 1.0) for item in gold])
-    fold = folds(units if units is not None else [str(i) for i in range(items)], FOLDS, stream(seed, "dsl", str(split)))
+    fold = folds(unit_N, FOLDS, stream(seed, "dsl", str(split)))
     if codebook.level is Level.INTERVAL:
         expected_N = _expected_numbers(sample, category, places, [float(item.label) for item in gold], weights, fold)
         outcome, design = designs.makes(expected_N)

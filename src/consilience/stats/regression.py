@@ -160,11 +160,10 @@ def prediction_powered_regression(
     return _combined([(b, influence)], unit_names, names, gold_units - 1, unit_kind, method, level)
 
 
-def folds(units: Sequence[str], count: int, rng: np.random.Generator) -> Places:
-    """The fold of every item: units stay together, and folds hold equally many units, or one fewer."""
-    names = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
-    fold_of = rng.permutation(len(names)) % count
-    return np.array([fold_of[names[unit]] for unit in units], dtype=np.intp)
+def folds(unit_N: Places, count: int, rng: np.random.Generator) -> Places:
+    """The fold of every item, given its unit's place: units stay together, folds have equally many, or one fewer."""
+    fold_of: Places = rng.permutation(int(unit_N.max()) + 1) % count
+    return fold_of[unit_N]
 
 
 def _linear(linear: Floats) -> tuple[Floats, Floats]:
