@@ -11,7 +11,8 @@ Regression: 6,722 sentences of British manifestos with an expert's and a crowd's
 2016), experts taken for gold and the crowd for the model. The truth is the experts' coefficient over all sentences;
 `n` of them are drawn as gold. Without that folder this part is left out, and said so.
 
-A share of samples within one row has the simulation's own error, shown as its Wilson interval.
+A share of samples within one row has the simulation's own error, shown as its Wilson interval; the last column counts
+the samples in which a method had no interval at all.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from consilience.annotate.gold import GoldItem
 from consilience.annotate.regress import DSL, regression
 from consilience.annotate.sample import Sample
 from consilience.annotate.validate import Coded
+from consilience.errors import DataError
 from consilience.stats.confusion import cluster_effect_of_shares, confusion
 from consilience.stats.correction import prediction_powered
 from consilience.stats.proportions import wilson
@@ -245,7 +247,10 @@ def one_regression(rng: Rng, *, sentences: Sentences, formula: str, term: str, t
     codebook, family = REGRESSIONS[formula]
     drawn = rng.choice(len(sentences.expert_N), gold, replace=False)
     seed = int(rng.integers(1 << 31))
-    found = regression(as_sample(sentences, codebook, drawn), codebook, formula, family=family, seed=seed)
+    try:
+        found = regression(as_sample(sentences, codebook, drawn), codebook, formula, family=family, seed=seed)
+    except DataError:  # no solution: counted as a sample without an interval
+        return {}
     ways = found["coefficients"][term]
     return {
         method: [_held((ways[method]["low"], ways[method]["high"]), truth)]
@@ -272,6 +277,7 @@ def simulated(name: str, once: Callable[[Rng], Held], samples: int, seed: int) -
             "low": low,
             "high": high,
             "width": float(np.mean([width for row in rows for _, width in row])),
+            "without": samples - len(rows),
         }
     return {"case": name, "samples": samples, "cpu_s": time.process_time() - began, "methods": methods}
 
@@ -293,7 +299,7 @@ def main() -> None:
         print(f"no manifesto sentences in {args.data}: the regressions are left out")
     else:
         cases += [(name, once, args.regressions) for name, once in regression_cases(sentences)]
-    table = Table("case", "method", "coverage", "of the worst label", "95 % interval of that", "mean width")
+    table = Table("case", "method", "coverage", "of the worst label", "95 % interval of that", "mean width", "none")
     rows = []
     for name, once, samples in cases:
         if args.only and not any(part in name for part in args.only):
@@ -302,10 +308,16 @@ def main() -> None:
         rows.append(row)
         for method, found in row["methods"].items():
             between = f"{found['low']:.3f} to {found['high']:.3f}"
-            cells = (f"{found['coverage']:.3f}", f"{found['worst']:.3f}", between, f"{found['width']:.3g}")
+            cells = (
+                f"{found['coverage']:.3f}",
+                f"{found['worst']:.3f}",
+                between,
+                f"{found['width']:.3g}",
+                str(found["without"]),
+            )
             table.add_row(name, method, *cells)
             name = ""
-    Console(width=130).print(table)
+    Console(width=140).print(table)
     if args.json:
         print(json.dumps({"seed": args.seed, "cases": rows}))
 

@@ -68,7 +68,7 @@ def design_based(
     mean_of = pick(FAMILIES, family, "family of regressions")
     items = len(expected[0].chances_C[0])
     unit_names, index_N = several_units(unit_labels(clusters, items), unit_kind)
-    start = _solve(lambda b: _weighted(observed, b, mean_of), observed.design_nP.shape[1], names)
+    start = _gold_alone(observed, mean_of, names)
     by_split = [_split(observed, each, start, mean_of, index_N, names) for each in expected]
     gold_units = len(np.unique(index_N[observed.places_n]))
     method = f"DSL, {family}, {len(observed.places_n)} gold labels, {len(expected)} splits, Student t"
@@ -186,6 +186,14 @@ def _weighted(observed: Observed, b: Floats, mean_of: Mean) -> tuple[Floats, Flo
     x, w = observed.design_nP, 1 / observed.probability_n
     mean, slope = mean_of(x @ b)
     return x.T @ (w * (observed.outcome_n - mean)) / w.sum(), (x * (w * slope)[:, None]).T @ x / w.sum()
+
+
+def _gold_alone(observed: Observed, mean_of: Mean, names: Sequence[str]) -> Floats:
+    """Where the equations of all items are solved from: 0 if gold alone has no solution, for they may have one."""
+    try:
+        return _solve(lambda b: _weighted(observed, b, mean_of), len(names), names)
+    except DataError:
+        return np.zeros(len(names))
 
 
 def _split(

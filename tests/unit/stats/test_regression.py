@@ -96,6 +96,25 @@ def test_intervals_are_students_t_of_the_gold_units_at_every_level() -> None:
             assert replace(found, level=level).high - found.value == pytest.approx(half)
 
 
+def test_dsl_has_a_solution_where_gold_alone_has_none() -> None:
+    """Gold of 6 and 8 of 200 items whose group tells it exactly; by hand, the logits of the pseudo-outcome's means.
+
+    0.3 + 6 * 10 * (0 - 0.3) / 100 = 0.12 in one group, 0.6 + 8 * 10 * (1 - 0.6) / 100 = 0.92 in the other.
+    """
+    group = np.repeat([0.0, 1.0], 100)
+    design = np.column_stack([np.ones(200), group])
+    coded = np.array([*range(6), *range(100, 108)])
+    observed = Observed(
+        places_n=coded, outcome_n=group[coded], design_nP=design[coded], probability_n=np.full(len(coded), 0.1)
+    )
+    expected = Expected(chances_C=[np.ones(200)], outcomes_C=[0.3 + 0.3 * group], designs_C=[design])
+    with pytest.raises(DataError, match="no finite solution"):
+        weighted_regression(group[coded], design[coded], ("1", "group"), family="logistic")
+    found = design_based(observed, [expected], ("1", "group"), family="logistic")
+    assert found["1"].value == pytest.approx(np.log(0.12 / 0.88))
+    assert found["group"].value == pytest.approx(np.log(0.92 / 0.08) - np.log(0.12 / 0.88))
+
+
 def pan_chen() -> tuple[Observed, list[Expected], list[str]]:
     if not (DATA / "PanChen.csv.gz").is_file():
         pytest.skip("no ../shared/data/annotation/dsl_examples beside the repository")
