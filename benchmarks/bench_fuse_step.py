@@ -6,6 +6,11 @@ Each variant runs in a process of its own on random Qwen2-like weights, in turns
 medians. Memory is the peak of anonymous memory (on a GPU: of allocated memory) during the steps, less what model,
 gradients and batch hold before the first. "sft" and the fused steps take the head in blocks; "transformers" is the
 model's own loss, "dense" the published formulation, which scatters the teacher's candidates into [B, T, V].
+
+    python benchmarks/bench_fuse_step.py --size 8b --vocabulary 151936 --peak-tflops 989 --json    # an H100
+
+on a GPU: `1b` learns whole, `8b` by LoRA, in bfloat16 with gradient checkpointing; tokens a second and MFU (6 FLOPs a
+parameter and token, 4 where LoRA leaves the weights as they are; recomputation is not counted).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+SIZES = {"1b": (2048, 16, 8192), "8b": (4096, 32, 14336)}  # width, layers, width of the MLP
 STEPS = ("transformers", "sft", "fused tokens", "fused hybrid", "dense")
 PASSES = ("forward", "represent")
 TOP_K = 10
@@ -69,10 +75,30 @@ def model_of(args: argparse.Namespace) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": args.width, "intermediate_size": 3 * args.width, "num_hidden_layers": args.layers}
-    heads = {"num_attention_heads": max(1, args.width // 64), "num_key_value_heads": max(1, args.width // 128)}
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=args.vocabulary, **shape, **heads, tie_word_embeddings=True))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    width, layers, inner = SIZES.get(args.size, (args.width, args.layers, 3 * args.width))
+    head = 128 if args.size else 64
+    config = Qwen2Config(
+        vocab_size=args.vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // head),
+        num_key_value_heads=max(1, width // (4 * head if args.size else 2 * head)),
+        tie_word_embeddings=args.size != "8b",
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config)
+    if not args.size:
+        return model.train()
+    model.gradient_checkpointing_enable()
+    if args.size == "8b":
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model.bfloat16(), lora)
+        model.enable_input_require_grads()
+    return model.train()
 
 
 def step_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]:
@@ -144,8 +170,10 @@ def child(way: str, args: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     model = model_of(args)
     work = (step_of if way in STEPS else pass_of)(way, model, args)
+    if args.size:
+        work = in_bfloat16(work)
     if way in STEPS:
-        for parameter in model.parameters():
+        for parameter in filter(lambda one: one.requires_grad, model.parameters()):
             parameter.grad = torch.zeros_like(parameter)
     cuda = torch.cuda.is_available()
     work()  # what is set up at the first call is no part of a step
@@ -169,6 +197,28 @@ def child(way: str, args: argparse.Namespace) -> dict[str, float]:
         "seconds": median(seconds),
         "cpu_seconds": median(processor),
     }
+
+
+def in_bfloat16(work: Callable[[], Any]) -> Callable[[], Any]:
+    import torch
+
+    def autocast() -> Any:
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+            return work()
+
+    return autocast
+
+
+def speed(figures: dict[str, dict[str, float]], args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of every step, and their share of what the device could compute."""
+    rates = {way: args.tokens / one["seconds"] for way, one in figures.items() if way in STEPS}
+    found: dict[str, Any] = {"tokens_per_second": rates}
+    if args.size and args.peak_tflops:
+        width, layers, inner = SIZES[args.size]
+        parameters = layers * (2.5 * width**2 + 3 * width * inner) + args.vocabulary * width
+        per_token = (4 if args.size == "8b" else 6) * parameters
+        found["mfu"] = {way: rate * per_token / args.peak_tflops / 1e12 for way, rate in rates.items()}
+    return found
 
 
 def anonymous_mb(field: str) -> float:
@@ -198,6 +248,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--size", choices=SIZES, help="a GPU's: in the place of width and layers")
+    parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16, for the MFU")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -240,8 +292,11 @@ def main() -> None:
         "dense_memory_ratio": ratio("dense", "fused tokens", "extra_mb"),
         "represent_ratio_vs_forward": ratio("forward", "represent", "cpu_seconds"),
         "bytes_per_candidate": bytes_per_candidate(args),
+        **speed(figures, args),
         "figures": figures,
-        "settings": {name: getattr(args, name) for name in ("vocabulary", "width", "layers", "tokens", "threads")},
+        "settings": {
+            name: getattr(args, name) for name in ("size", "vocabulary", "width", "layers", "tokens", "threads")
+        },
     }
     for name, value in summary.items():
         if isinstance(value, float):
