@@ -11,8 +11,14 @@ Shapes: B pairs, T tokens.
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,7 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from consilience.chat import render_prompt
 from consilience.config import Settings, known, load_recipe, parse
-from consilience.errors import ConfigError, pick
+from consilience.errors import BackendError, ConfigError, pick
 from consilience.models import ChatModel, load_model
 from consilience.pipelines.tiny import reviews
 from consilience.pipelines.tiny.models import IGNORED, TinyModel, encode, train_tiny
@@ -79,6 +85,7 @@ class SearchRecipe(Settings):
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = 0
     threads: int | None = Field(None, ge=1)
+    processes: int = Field(1, ge=1, description="arms answered at once, each by one thread; changes no result")
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -111,13 +118,13 @@ def search_recipe(
     recipe = load_recipe(path, SearchRecipe, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    settings = recipe.model_dump(mode="json", by_alias=True, exclude={"title", "note", "threads", "batch"})
+    settings = recipe.model_dump(mode="json", by_alias=True, exclude={"title", "note", "threads", "processes", "batch"})
     with open_run(out, settings, {}) as run, rare_collections():
         return _Experiment(recipe, run, on_progress).carry_out()
 
 
 class _Experiment:
-    """One run: the stages, in order, and the models they share."""
+    """One run: the stages, in order."""
 
     def __init__(self, recipe: SearchRecipe, run: RunFolder, on_progress: OnProgress) -> None:
         self.recipe, self.run, self.on_progress = recipe, run, on_progress
@@ -128,8 +135,10 @@ class _Experiment:
             self.run.stage(f"pair-{seed}", functools.partial(self._make_pair, seed))
             for seed in range(self.recipe.reviews.guide_seeds)
         ]
-        self.large = self._load(self.world / LARGE)
-        rows = {arm: self._replies(arm) for arm in self.recipe.arms}
+        missing = [arm for arm in self.recipe.arms if not (self.run.path / "replies" / arm).is_dir()]
+        if self.recipe.processes > 1 and len(missing) > 1:
+            self._answer_side_by_side(missing)
+        rows = {arm: self._replies(arm, self._answer) for arm in self.recipe.arms}
         results = summarize(rows, self.recipe)
         table = table_of(results)
         write_json(self.run.path / "results.json", results)
@@ -179,16 +188,68 @@ class _Experiment:
         step = functools.partial(self.on_progress, f"train {name}")
         train_tiny(name, recipe, chats, folder, spelling=[], seed=seed, steps=steps, on_step=step)
 
+    def _replies(self, arm: str, answer: Callable[[str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        folder = self.run.stage(f"replies/{arm}", lambda partial: write_jsonl(partial / "replies.jsonl", answer(arm)))
+        return [row for _, row in read_rows(folder / "replies.jsonl")]
+
+    def _answer(self, arm: str) -> list[dict[str, Any]]:
+        return self._arms.answer(arm, lambda done, total: self.on_progress(arm, done, total))
+
+    @functools.cached_property
+    def _arms(self) -> _Arms:
+        return _Arms(self.recipe, self.world, self.pairs)
+
+    def _answer_side_by_side(self, arms: Sequence[str]) -> None:
+        """The stages of `arms`: other processes answer, and this one alone writes."""
+        # Forked, a process would inherit threads of torch that do not run in it.
+        spawn = multiprocessing.get_context("spawn")
+        workers = min(self.recipe.processes, len(arms))
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as pool:
+            found: dict[str, Future[list[dict[str, Any]]]] = {
+                arm: pool.submit(_answer_apart, self.recipe, self.world, self.pairs, arm) for arm in arms
+            }
+            for done, arm in enumerate(arms):
+                self.on_progress(f"arms, {workers} at a time", done, len(arms))
+                try:
+                    self._replies(arm, lambda arm: found[arm].result())
+                except BrokenProcessPool:
+                    raise BackendError(
+                        "a process that answered for an arm was killed, perhaps because memory ran out. Give the same "
+                        "command again, or with --set processes=1: the arms that are done are kept."
+                    ) from None
+
+
+def _begin_worker() -> None:
+    """One thread for each of several processes; Ctrl-C ends it without a word, and so does the end of its parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _answer_apart(recipe: SearchRecipe, world: Path, pairs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
+    with rare_collections():
+        return _Arms(recipe, world, pairs).answer(arm)
+
+
+class _Arms:
+    """The models of a finished world and its pairs, which every arm asks in its own way."""
+
+    def __init__(self, recipe: SearchRecipe, world: Path, pairs: Sequence[Path]) -> None:
+        self.recipe, self.world, self.pairs = recipe, world, pairs
+        self.large = self._load(world / LARGE)
+
     def _load(self, folder: Path) -> TreeModel:
         return TreeModel(load_model(folder, name=folder.name))
 
-    # -- arms ------------------------------------------------------------------------------------------------------
-
-    def _replies(self, arm: str) -> list[dict[str, Any]]:
-        folder = self.run.stage(f"replies/{arm}", functools.partial(self._answer, arm))
-        return [row for _, row in read_rows(folder / "replies.jsonl")]
-
-    def _answer(self, arm: str, folder: Path) -> None:
+    def answer(self, arm: str, on_seed: Callable[[int, int], None] = lambda done, total: None) -> list[dict[str, Any]]:
+        """A row for every guide seed and prompt: the reply, its reward, and what it cost."""
         settings = self.recipe.arms[arm]
         seeds = range(len(self.pairs))
         rows: list[dict[str, Any]] = []
@@ -203,8 +264,8 @@ class _Experiment:
             likelihood = self._likelihood([row for row in rows if row["seed"] == seed])
             for row, nats in zip([row for row in rows if row["seed"] == seed], likelihood, strict=True):
                 row |= {"nats_per_token": nats} | cost
-            self.on_progress(arm, seed + 1, len(seeds))
-        write_jsonl(folder / "replies.jsonl", rows)
+            on_seed(seed + 1, len(seeds))
+        return rows
 
     def _prompts(self, kinds: Sequence[str], seed: int, *, apart: bool) -> list[Prompt]:
         """The prompts; `apart` with a seed each, for the published draws follow from the seed alone."""
