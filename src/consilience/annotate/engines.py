@@ -23,6 +23,7 @@ from consilience.models import LocalSampler, Prompt, Reply, ReplyStatus, Samplin
 from consilience.models.endpoint import Answer, Endpoint, Request
 from consilience.models.endpoint import Status as Ended
 from consilience.models.endpoint.client import ENDED
+from consilience.models.endpoint.gone import refuse_gone_server, unanswered
 from consilience.models.engine import VLLM
 from consilience.models.load import architecture
 from consilience.models.options import Ids, option_ids
@@ -152,13 +153,8 @@ class EndpointEngine:
         The batch in flight is not written, so the same command goes on with it. Where all of a few texts ended in
         errors, a word of our own tells whether it is the texts or the server.
         """
-        gone = [why for status, why in ended if status == ReplyStatus.OVER_BUDGET or why.startswith("not asked:")]
-        all_failed = bool(ended) and all(status == ReplyStatus.ERROR for status, _ in ended)
-        if all_failed and not gone and (texts >= FEW or not self._answers()):
-            gone = [why for _, why in ended]
-        if gone:
-            reason = gone[0].removeprefix("not asked: ")
-            raise BackendError(f"{self.endpoint.name} does not answer: {reason}. The same command goes on from here.")
+        requests = [unanswered(status, why) for status, why in ended]
+        refuse_gone_server(self.endpoint.name, requests, is_gone=lambda: texts >= FEW or not self._answers())
 
     def _answers(self) -> bool:
         """Whether the server answers at all, asked anew: the cache would only tell what it once said."""

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from consilience.errors import BackendError, ConfigError, DataError
+from consilience.errors import ConfigError, DataError
 from consilience.judge.prompts import Dialogue
+from consilience.models.endpoint.gone import Unanswered, refuse_gone_server
 from consilience.records import Judgment, Message, VerdictState
 
 Prompt = str | Sequence[Message]  # what comes before the reply; a text is one turn of the user
@@ -115,14 +116,14 @@ def refuse_when_gone(judgments: Sequence[Judgment]) -> None:
     What was answered is in the cache, so that nothing is paid twice when the same command goes on.
     """
     asked = [one for one in judgments if one.state != VerdictState.MISSING and one.reason != IDENTICAL]
-    failed = [one for one in asked if one.state in (VerdictState.API_ERROR, VerdictState.OVER_BUDGET)]
-    gone = [one for one in failed if one.reason.startswith("not asked:")] or (failed if failed == asked else [])
-    if gone:
-        larger = "With a larger budget the" if gone[0].state == VerdictState.OVER_BUDGET else "The"
-        reason = gone[0].reason.removeprefix("not asked:").strip(" .")
-        raise BackendError(
-            f"the judge {gone[0].judge} does not answer: {reason}. {larger} same command goes on from here."
-        )
+    if asked:
+        refuse_gone_server(f"the judge {asked[0].judge}", [_unanswered(one) for one in asked])
+
+
+def _unanswered(judgment: Judgment) -> Unanswered | None:
+    if judgment.state not in (VerdictState.API_ERROR, VerdictState.OVER_BUDGET):
+        return None
+    return Unanswered(judgment.reason, judgment.state == VerdictState.OVER_BUDGET)
 
 
 def turned(judgment: Judgment) -> Judgment:

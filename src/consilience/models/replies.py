@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from consilience.errors import BackendError, DataError
+from consilience.errors import DataError
+from consilience.models.endpoint.gone import refuse_gone_server, unanswered
 from consilience.models.protocols import Prompt, Reply, ReplyStatus, Sampler, Sampling
 from consilience.records import read_rows, write_jsonl
 
 PART = 256  # prompts between two writes: what a stop can cost a model in this process
-NOT_ASKED = "not asked:"  # how the client begins its reason where it did not even try
 OnProgress = Callable[[int, int], None]
 
 
@@ -48,7 +48,7 @@ def sample_to_disk(
                 on_progress(len(found) + len(by_name), total)
             replies = [by_name[name] for name in expected]
             if needs_all:
-                _refuse_when_gone(sampler.name, replies)
+                refuse_gone_server(sampler.name, [unanswered(reply.status, reply.detail) for reply in replies])
             partial = path.with_suffix(".partial")
             write_jsonl(partial, map(asdict, replies))
             partial.rename(path)
@@ -60,17 +60,6 @@ def sample_to_disk(
 def read_replies(folder: Path) -> list[Reply]:
     """What `sample_to_disk` wrote, in the same order."""
     return [reply for path in sorted(folder.glob("replies-*.jsonl")) for reply in _read(path)]
-
-
-def _refuse_when_gone(name: str, replies: Sequence[Reply]) -> None:
-    """A few requests that failed are no such case: their replies have a status."""
-    failed = [reply for reply in replies if reply.status in (ReplyStatus.ERROR, ReplyStatus.OVER_BUDGET)]
-    none_came = len(failed) == len(replies)
-    gone = [reply for reply in failed if reply.detail.startswith(NOT_ASKED)] or (failed if none_came else [])
-    if gone:
-        larger = "With a larger budget the" if gone[0].status == ReplyStatus.OVER_BUDGET else "The"
-        reason = gone[0].detail.removeprefix(NOT_ASKED).strip(" .")
-        raise BackendError(f"{name} does not answer: {reason}. {larger} same command goes on from here.")
 
 
 def _part_at(path: Path, expected: Sequence[tuple[str, int]]) -> list[Reply]:

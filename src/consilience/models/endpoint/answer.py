@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+NOT_ASKED = "not asked: "  # how the reason of an answer begins that was not even asked for
+
 
 class Status(StrEnum):
     """How a request ended. Compare, never test for truth."""

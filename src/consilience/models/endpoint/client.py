@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience.errors import ConfigError
-from consilience.models.endpoint.answer import Answer, Status
+from consilience.models.endpoint.answer import NOT_ASKED, Answer, Status
 from consilience.models.endpoint.cache import Amount, AnswerCache, Begin, Spent
 from consilience.models.endpoint.crew import Crew
 from consilience.models.endpoint.pace import Pace, Stopped, backoff_s, spread
@@ -166,7 +166,7 @@ class Endpoint:
         failed = Failed("")
         for attempt in range(self.settings.retries + 1):
             if self._closed:
-                return _all(keys, Status.API_ERROR, f"not asked: {self._closed}")
+                return _all(keys, Status.API_ERROR, f"{NOT_ASKED}{self._closed}")
             self._pace.wait(about, stop)
             while (call := self._cache.begin(keys, most, self.settings.budget)) is Begin.HELD:
                 if stop.wait(HELD_S):
@@ -174,7 +174,7 @@ class Endpoint:
             if call is Begin.ANSWERED:
                 return self._cache.get(keys)
             if call is Begin.OVER_BUDGET:
-                return _all(keys, Status.OVER_BUDGET, f"not asked: it might exceed the budget; so far {self.spent}")
+                return _all(keys, Status.OVER_BUDGET, f"{NOT_ASKED}it might exceed the budget; so far {self.spent}")
             assert isinstance(call, int)
             try:
                 said = self._server.ask(request, len(keys))
