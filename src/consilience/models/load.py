@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,13 @@ class ChatModel:
         from consilience.models.options import OptionScorer
 
         return OptionScorer(self)
+
+
+def make_room() -> None:
+    """Gives back what models that nobody needs any more hold: two may not fit together."""
+    gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_model(

@@ -8,7 +8,6 @@ RUN/results.json report.html
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 from collections import Counter
@@ -450,7 +449,9 @@ class _Model:
     def loaded(self) -> Any:
         import torch
 
-        gc.collect()  # the model before it is given back first: two may not fit together
+        from consilience.models.load import make_room
+
+        make_room()
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
         assert self.settings.path is not None

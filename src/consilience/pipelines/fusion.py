@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from consilience.chat import Rendered, render, render_prompt
 from consilience.config import Settings
@@ -24,6 +21,7 @@ from consilience.models import (
     refuse_engine,
     vocabulary_size,
 )
+from consilience.models.load import make_room
 from consilience.models.ray_data import refuse_without_ray
 from consilience.pipelines.chats import fingerprint_of_chats, read_chats
 from consilience.pipelines.places import Places
@@ -88,14 +86,14 @@ class Fusion:
 
     def load(self, name: str, dtype: str = "float32", *, place: bool = True) -> ChatModel:
         """The model called `name`. What the models before it held is given back first: two may not fit together."""
-        _make_room()
+        make_room()
         code, tokenizer = self.recipe.trust_remote_code, self.tokenizer(name)
         return load_model(self.paths[name], name=name, dtype=dtype, code=code, place=place, tokenizer=tokenizer)
 
     def opener(self, name: str, **how: Any) -> Callable[[], Model]:
         """What opens the model called `name` by the engine of `represent`, to be asked and not trained; what the models
         before it held is given back now."""
-        _make_room()
+        make_room()
         settings = self.recipe.represent
         return partial(
             open_model,
@@ -141,10 +139,3 @@ class Fusion:
     def pivot_can_read(self, messages: Sequence[Message]) -> bool:
         """Whether the pivot's template takes a chat."""
         return self.as_the_pivot_reads(messages) is not None
-
-
-def _make_room() -> None:
-    """Gives back what models that nobody needs any more hold."""
-    gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import hashlib
 import json
 from collections import Counter
@@ -20,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from consilience.config import Settings, known
@@ -39,6 +37,7 @@ from consilience.models import (
 )
 from consilience.models.endpoint import Endpoint, EndpointSettings
 from consilience.models.engine import VLLM
+from consilience.models.load import make_room
 from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
 from consilience.prefer.data import Preference
@@ -449,11 +448,8 @@ class Load:
         """The policy, to write a round's replies. vLLM is given the adapters beside the model they began on."""
         if self.engine.engine != VLLM:
             return LocalSampler(self(policy, settings))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        adapters = policy.adapters if settings.lora else None
-        path = policy.base if adapters and policy.base else policy.path
+        make_room()
+        path, adapters = _weights(policy, settings)
         how: dict[str, Any] = {"dtype": settings.dtype, "code": self.code, "tokenizer": self.tokenizer}
         return LocalSampler(open_model(path, self.engine, adapters=adapters, **how))
 
@@ -465,11 +461,8 @@ class Load:
         Adapters stay beside the weights of the model they began on: merged into bfloat16, most of what a round learnt
         would be rounded away.
         """
-        gc.collect()  # a finished Trainer, its optimizer and its callbacks hold one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        adapters = policy.adapters if settings.lora else None
-        path = policy.base if adapters and policy.base else policy.path
+        make_room()
+        path, adapters = _weights(policy, settings)
         dtype = "float32" if learns and not settings.lora else settings.dtype
         loaded = load_model(path, dtype=dtype, code=self.code, place=place, tokenizer=self.tokenizer)
         if adapters is None:
@@ -477,6 +470,12 @@ class Load:
         from peft import PeftModel
 
         return replace(loaded, model=PeftModel.from_pretrained(loaded.model, adapters, is_trainable=learns))
+
+
+def _weights(policy: Policy, settings: TrainSettings) -> tuple[Path, Path | None]:
+    """Where the policy's weights are, and its adapters over them, which stay apart while there are any to train."""
+    adapters = policy.adapters if settings.lora else None
+    return policy.base if adapters and policy.base else policy.path, adapters
 
 
 class Reader:
