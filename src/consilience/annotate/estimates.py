@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ def prevalence(sample: Sample, codebook: Codebook, *, seed: int, corpus_is_sampl
     """
     if codebook.level not in (*CLOSED, Level.MULTI_LABEL, Level.INTERVAL):
         raise DataError(f"a variable of level {codebook.level} has no prevalence; read its texts.")
-    return _in_all_ways(sample, codebook, seed, corpus_is_sample)
+    return {name: one.in_all_ways() for name, one in _estimated(sample, codebook, seed, corpus_is_sample).items()}
 
 
 def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corpus_is_sample: bool) -> dict[str, Any]:
@@ -64,60 +64,100 @@ def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corp
         },
         "differences": {},
     }
-    for group, part in enough.items():
-        found["groups"][group]["prevalence"] = _in_all_ways(part, codebook, seed, corpus_is_sample, group)
     reference = next(iter(enough), "")
-    for group in [group for group in enough if group != reference]:
-        sides = [(enough[name], name) for name in (group, reference)]
-        found["differences"][f"{group} − {reference}"] = _apart(sides, codebook, seed, corpus_is_sample)
+    theirs: Mapping[str, Any] = {}
+    for group, part in enough.items():
+        ours = _estimated(part, codebook, seed, corpus_is_sample, group)
+        found["groups"][group]["prevalence"] = {name: one.in_all_ways() for name, one in ours.items()}
+        if group == reference:
+            theirs = ours
+        else:
+            apart = {name: one.minus(theirs[name]) for name, one in ours.items()}
+            found["differences"][f"{group} − {reference}"] = apart
     return found
 
 
-def _in_all_ways(
+def _estimated(
     sample: Sample, codebook: Codebook, seed: int, corpus_is_sample: bool, group: str = ""
-) -> dict[str, Any]:
-    """The share of every label, or the mean, in every way."""
+) -> Mapping[str, _Mean | _Share]:
+    """What is estimated: the mean of an interval variable, else the share of every label."""
+
+    def posteriors(part: Sample) -> list[Confusion]:
+        return [_confusion(each, seed, corpus_is_sample, group) for each in (part, _unlabelled(part))]
+
     if codebook.level is Level.INTERVAL:
-        return {"mean": _mean_of_numbers(sample)}
+        return {"mean": _Mean(sample)}
     if codebook.level is Level.MULTI_LABEL:
-        return {name: _of_one(_binary(sample, name), 1, seed, corpus_is_sample, group) for name in codebook.names}
-    return {name: _of_one(sample, i, seed, corpus_is_sample, group) for i, name in enumerate(codebook.names)}
+        binary = {name: _binary(sample, name) for name in codebook.names}
+        return {name: _Share(part, 1, *posteriors(part)) for name, part in binary.items()}
+    of_all = posteriors(sample)
+    return {name: _Share(sample, place, *of_all) for place, name in enumerate(codebook.names)}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The share of one label in a sample, with the posteriors of all shares with the model's labels and without."""
+
+    sample: Sample
+    label: int
+    posterior: Confusion
+    alone: Confusion
+
+    def in_all_ways(self) -> dict[str, Any]:
+        sample, label = self.sample, self.label
+        names = sample.categories
+        found: dict[str, Any] = {POST: measured(self.posterior.measure("prevalence", label))}
+        found |= {way: _tried(partial(make, sample, label)) for way, make in SHARES.items()}
+        found["without_gold"] = [
+            names[k]
+            for k in range(len(names))
+            if (sample.category_N == k).any() and not any(item.category == names[k] for item in sample.coded)
+        ]
+        found["bought"] = bought(found[POST], measured(self.alone.measure("prevalence", label)), len(sample.coded))
+        return found
+
+    def minus(self, other: _Share) -> dict[str, Any]:
+        label = self.label
+        parts = [one.posterior.measure("prevalence", label) for one in (self, other)]
+        post = combined(parts, np.subtract, "difference of post-stratified shares, posterior draws")
+        return {
+            POST: measured(post),
+            **{way: _tried(partial(_apart, make, (self.sample, other.sample), label)) for way, make in SHARES.items()},
+            "curve": curve(post),
+        }
 
 
 def _apart(
-    sides: Sequence[tuple[Sample, str]], codebook: Codebook, seed: int, corpus_is_sample: bool
-) -> dict[str, Any]:
-    """The differences of two groups, the first minus the second, in every way."""
-    (ours, _), (theirs, _) = sides
-    if codebook.level is Level.INTERVAL:
-        return {"mean": _difference_of_means(ours, theirs)}
-    if codebook.level is Level.MULTI_LABEL:
-        found = {}
-        for name in codebook.names:
-            binary = [(_binary(part, name), group) for part, group in sides]
-            posts = [_confusion(part, seed, corpus_is_sample, group) for part, group in binary]
-            found[name] = _difference(binary[0][0], binary[1][0], posts[0], posts[1], 1)
+    make: Callable[[Sample, int, float], Estimate], samples: tuple[Sample, Sample], label: int, level: float
+) -> Estimate:
+    ours, theirs = (make(sample, label, level) for sample in samples)
+    return difference(ours, theirs)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean of an interval variable in a sample."""
+
+    sample: Sample
+
+    def in_all_ways(self) -> dict[str, Any]:
+        found: dict[str, Any] = {way: _tried(partial(make, self.sample)) for way, make in MEANS.items()}
+        found["bought"] = bought(found[PPI], found[GOLD], len(self.sample.coded))
         return found
-    posts = [_confusion(part, seed, corpus_is_sample, group) for part, group in sides]
-    return {name: _difference(ours, theirs, posts[0], posts[1], i) for i, name in enumerate(codebook.names)}
 
-
-def _of_one(sample: Sample, label: int, seed: int, corpus_is_sample: bool, group: str = "") -> dict[str, Any]:
-    names = sample.categories
-    post = _confusion(sample, seed, corpus_is_sample, group).measure("prevalence", label)
-    found: dict[str, Any] = {POST: measured(post)}
-    found[PPI] = _tried(lambda level: _ppi(sample, label, level))
-    found[GOLD] = _tried(lambda level: _gold_only(sample, label, level))
-    found[NAIVE] = _tried(lambda level: _naive(sample, label, level))
-    without = [
-        names[k]
-        for k in range(len(names))
-        if (sample.category_N == k).any() and not any(item.category == names[k] for item in sample.coded)
-    ]
-    found["without_gold"] = without
-    alone = _confusion(_unlabelled(sample), seed, corpus_is_sample, group).measure("prevalence", label)
-    found["bought"] = bought(found[POST], measured(alone), len(sample.coded))
-    return found
+    def minus(self, other: _Mean) -> dict[str, Any]:
+        ours, theirs = self.sample, other.sample
+        found: dict[str, Any] = {
+            way: _tried(lambda level, make=make: difference(make(ours, level), make(theirs, level)))
+            for way, make in MEANS.items()
+        }
+        with suppress(DataError):
+            apart = difference(_mean_by_ppi(ours, LEVEL), _mean_by_ppi(theirs, LEVEL))
+            if apart.standard_error > 0:
+                reach = abs(apart.value) + 3.5 * apart.standard_error
+                at = np.linspace(-reach, reach, CURVE_POINTS)
+                found["curve"] = [*zip(at.tolist(), probability_curve(apart, at).tolist())]
+        return found
 
 
 def _unlabelled(sample: Sample) -> Sample:
@@ -213,18 +253,6 @@ def _share(
     return replace(share, interval=share_interval(share), method=method)
 
 
-def _difference(ours: Sample, theirs: Sample, our_post: Confusion, their_post: Confusion, label: int) -> dict[str, Any]:
-    parts = [post.measure("prevalence", label) for post in (our_post, their_post)]
-    post = combined(parts, np.subtract, "difference of post-stratified shares, posterior draws")
-    return {
-        POST: measured(post),
-        PPI: _tried(lambda level: difference(_ppi(ours, label, level), _ppi(theirs, label, level))),
-        GOLD: _tried(lambda level: difference(_gold_only(ours, label, level), _gold_only(theirs, label, level))),
-        NAIVE: _tried(lambda level: difference(_naive(ours, label, level), _naive(theirs, label, level))),
-        "curve": curve(post),
-    }
-
-
 def curve(post: Posterior) -> list[tuple[float, float]]:
     """P(difference > d) for d over the range that the draws take."""
     low, high = np.quantile(post.draws_B, [0.001, 0.999])
@@ -277,26 +305,6 @@ def _binary(sample: Sample, name: str) -> Sample:
     return replace(sample, categories=tuple(categories), category_N=np.array(place_of)[sample.category_N], coded=coded)
 
 
-def _mean_of_numbers(sample: Sample) -> dict[str, Any]:
-    found: dict[str, Any] = {way: _tried(partial(make, sample)) for way, make in MEANS.items()}
-    found["bought"] = bought(found[PPI], found[GOLD], len(sample.coded))
-    return found
-
-
-def _difference_of_means(ours: Sample, theirs: Sample) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        way: _tried(lambda level, make=make: difference(make(ours, level), make(theirs, level)))
-        for way, make in MEANS.items()
-    }
-    with suppress(DataError):
-        apart = difference(_mean_by_ppi(ours, LEVEL), _mean_by_ppi(theirs, LEVEL))
-        if apart.standard_error > 0:
-            reach = abs(apart.value) + 3.5 * apart.standard_error
-            at = np.linspace(-reach, reach, CURVE_POINTS)
-            found["curve"] = [*zip(at.tolist(), probability_curve(apart, at).tolist())]
-    return found
-
-
 def _mean_by_ppi(sample: Sample, level: float) -> Estimate:
     """Where the model gave no number the mean of its others stands in, and gold puts it right."""
     model_N = _numbers_of_the_model(sample)
@@ -335,6 +343,7 @@ def _numbers_of_the_model(sample: Sample) -> np.ndarray:
     return found
 
 
+SHARES: dict[str, Callable[[Sample, int, float], Estimate]] = {PPI: _ppi, GOLD: _gold_only, NAIVE: _naive}
 MEANS: dict[str, Callable[[Sample, float], Estimate]] = {
     PPI: _mean_by_ppi,
     GOLD: _mean_of_gold,
