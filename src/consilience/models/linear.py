@@ -35,14 +35,15 @@ class _LaidOut:
 
     def __init__(self, module: Any) -> None:
         self.module, self.own, self.version = module, module.forward, module.weight._version
-        self.weight = module.weight
+        self.weight, self.place = module.weight, module.weight.data_ptr()
         rows = self.weight.detach().t().contiguous() if isinstance(module, Conv1D) else self.weight.detach()
         self.outputs = len(rows)
         self.arranged = torch.ops.mkldnn._reorder_linear_weight(rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
-        same = module.weight is self.weight and self.weight._version == self.version
+        weight = module.weight
+        same = weight is self.weight and weight._version == self.version and weight.data_ptr() == self.place
         few = x.numel() < FEWEST * x.shape[-1]
         if not same or few or torch.is_grad_enabled() or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             found: Tensor = self.own(x)
