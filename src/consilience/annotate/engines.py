@@ -26,7 +26,8 @@ from consilience.models.endpoint.client import ENDED
 from consilience.models.endpoint.gone import refuse_gone_server, unanswered
 from consilience.models.engine import VLLM
 from consilience.models.load import architecture
-from consilience.models.options import Ids, option_ids
+from consilience.models.options import option_ids
+from consilience.models.protocols import Ids
 from consilience.records import Message
 from consilience.run import fingerprint
 

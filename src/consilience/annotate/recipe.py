@@ -16,7 +16,7 @@ from consilience.config import Settings, known, load_recipe
 from consilience.errors import ConfigError
 from consilience.models import EngineSettings
 from consilience.models.endpoint import EndpointSettings
-from consilience.models.engine import VLLM
+from consilience.models.engine import refuse_elsewhere
 from consilience.models.ray_data import RaySettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of models and strategies: together they name files and columns
@@ -52,8 +52,7 @@ class ModelSettings(EngineSettings):
             raise ConfigError(
                 "a model takes one of path: (a folder), endpoint: (a server's url and model) and column: (its labels)"
             )
-        if self.engine == VLLM and self.path is None:
-            raise ConfigError("engine: vllm runs a model of this machine: give its path:")
+        refuse_elsewhere(self, self.path)
         return self
 
 

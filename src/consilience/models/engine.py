@@ -99,6 +99,12 @@ def refuse_engine(choice: EngineSettings) -> None:
         refuse_options(choice.engine_options)
 
 
+def refuse_elsewhere(choice: EngineSettings, path: str | None) -> None:
+    """Raises `ConfigError` where an engine is chosen for what is no model of this machine."""
+    if choice.engine == VLLM and path is None:
+        raise ConfigError("engine: vllm runs a model of this machine: give its path")
+
+
 def refuse_placement(choice: EngineSettings, placed: Mapping[str, Any]) -> None:
     """Raises `ConfigError` at what transformers alone is told in this way."""
     ours = {"spread": "tensor_parallel_size: the number of GPUs", "bits": "quantization: such as bitsandbytes or fp8"}

@@ -21,10 +21,9 @@ from consilience.weights import Checkpoint
 
 if TYPE_CHECKING:
     from consilience.models.options import OptionScorer
-    from consilience.models.protocols import Reply, Sampling
+    from consilience.models.protocols import Ids, Reply, Sampling
     from consilience.models.score import ReplyScores
 
-Ids = NDArray[np.int32]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REACHABLE = "Expected a local Hugging Face folder or a hub name that this machine can reach."
 TOKENIZER_FILES = (

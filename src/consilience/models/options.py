@@ -23,9 +23,9 @@ from transformers import DynamicCache
 from consilience.chat import render, render_prompt
 from consilience.errors import BackendError, ConfigError
 from consilience.models.load import ChatModel, context_of
+from consilience.models.protocols import Ids
 from consilience.records import Message
 
-Ids = NDArray[np.int32]
 Memory = list[tuple[Tensor, Tensor]]  # keys and values of every layer, for one row
 LOGITS_HELD = 1 << 25  # numbers: 128 MiB in float32
 TOKENS_HELD = 1 << 16  # positions of a batch, the shared beginning counted for every prompt

@@ -21,6 +21,8 @@ from consilience.records import Message
 if TYPE_CHECKING:
     from consilience.models.score import ReplyScores
 
+Ids = NDArray[np.int32]  # the tokens of a text
+
 
 class ReplyStatus(StrEnum):
     """How a reply ended. Compare, never test for truth."""
@@ -109,7 +111,7 @@ class Model(Protocol):
 
     def score(
         self,
-        ids_T_of: Sequence[NDArray[np.int32]],
+        ids_T_of: Sequence[Ids],
         positions_N_of: Sequence[NDArray[np.intp]],
         *,
         top_k: int = 0,
@@ -120,7 +122,7 @@ class Model(Protocol):
 
     def replies(
         self,
-        prompts_T: Sequence[NDArray[np.int32]],
+        prompts_T: Sequence[Ids],
         sampling: Sampling,
         *,
         keys: Sequence[str] | None = None,
@@ -128,5 +130,5 @@ class Model(Protocol):
     ) -> Iterator[Reply]:
         """`models.sample.sample_replies`; vLLM takes a JSON `schema` beside."""
 
-    def option_scorer(self) -> Callable[[Sequence[NDArray[np.int32]], Sequence[NDArray[np.int32]]], Any]:
+    def option_scorer(self) -> Callable[[Sequence[Ids], Sequence[Ids]], Any]:
         """`models.options.OptionScorer`: log-probabilities [N, K] of K set replies to N prompts."""

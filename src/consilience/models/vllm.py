@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from consilience.errors import BackendError, ConfigError, nearest
 from consilience.models.load import load_tokenizer, read_config
 from consilience.models.options import branches
-from consilience.models.protocols import Reply, ReplyStatus, Sampling
+from consilience.models.protocols import Ids, Reply, ReplyStatus, Sampling
 from consilience.models.sample import BATCH_SIZE, configured_ends, read_reply
 from consilience.models.score import ReplyScores, refuse_foreign_tokens, refuse_no_number
 from consilience.rng import seed_of
 
-Ids = NDArray[np.int32]
 INSTALL = (
     "engine: vllm needs the package vllm, which is not installed (on Linux with a GPU: pip install vllm, best into an "
     "environment of its own, with consilience beside it). Without it leave engine out: transformers runs the model."
@@ -67,7 +66,7 @@ class VllmModel:
 
     def score(
         self,
-        ids_T_of: Sequence[NDArray[np.int32]],
+        ids_T_of: Sequence[Ids],
         positions_N_of: Sequence[NDArray[np.intp]],
         *,
         top_k: int = 0,
@@ -86,7 +85,7 @@ class VllmModel:
 
     def replies(
         self,
-        prompts_T: Sequence[NDArray[np.int32]],
+        prompts_T: Sequence[Ids],
         sampling: Sampling,
         *,
         keys: Sequence[str] | None = None,
@@ -105,7 +104,7 @@ class VllmModel:
             room = min(sampling.max_new_tokens, self.positions - len(prompt_T))
             for sample in range(sampling.samples):
                 if room < 1:
-                    yield Reply(keys[index], sample, "", ReplyStatus.NO_ROOM)
+                    yield Reply(keys[index], sample, "", ReplyStatus.NO_ROOM, 0)
                     continue
                 asked.append((index, sample))
                 seed = seed_of(sampling.seed, "sample", keys[index], str(sample))
@@ -168,7 +167,7 @@ class VllmModel:
 class GoOn:
     """A beginning, prompt and all, and what is wanted of it: so many continuations of at most so many tokens."""
 
-    ids_T: NDArray[np.int32]
+    ids_T: Ids
     count: int
     tokens: int
     sampling: Sampling

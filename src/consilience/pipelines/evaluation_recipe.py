@@ -14,7 +14,7 @@ from consilience.evaluate.judged import MtBenchSettings, PairwiseSettings, Rated
 from consilience.judge import JudgeSettings
 from consilience.models import EngineSettings
 from consilience.models.endpoint import EndpointSettings
-from consilience.models.engine import VLLM
+from consilience.models.engine import refuse_elsewhere
 from consilience.pipelines.places import FILE_NAME, TinySettings
 
 
@@ -32,8 +32,7 @@ class ModelSettings(EngineSettings):
         given = [name for name in ("path", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(f"a model takes one of path, endpoint and answers; got {' and '.join(given) or 'none'}")
-        if self.engine == VLLM and self.path is None:
-            raise ConfigError("engine: vllm runs a model of this machine: give its path")
+        refuse_elsewhere(self, self.path)
         return self
 
     def answers_to(self, task: str) -> str | None:

@@ -28,7 +28,7 @@ from consilience.rng import stream
 from consilience.search.forward import TreeModel
 from consilience.search.selection import draw, entropy
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, same_vocabulary
+from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, same_vocabulary, shown
 from consilience.search.tree import Node, Tree
 
 FAR = 1 << 30
@@ -266,7 +266,7 @@ class LargeModel:
 
     def show(self, ids: Sequence[int]) -> str:
         """A reply as its reader sees it."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return shown(self.tokenizer, ids)
 
 
 def _published_draw(opened: Opened, logits_NV: Tensor, at: Sequence[int]) -> list[Drawn]:

@@ -56,16 +56,17 @@ def completes_stop(show: Callable[[Sequence[int]], str], stop: Sequence[str], id
     return any(text in newest for text in stop)
 
 
+def shown(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as a reader sees them."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 class Speaker:
     """Replies of one model as text, a chunk at a time."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self.before = list(prompt[-CONTEXT:])
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
 
     def go_on(self, text: str, said: Said, ids: Sequence[int]) -> tuple[str, Said]:
         """`text`, whose first part says the first of `ids` as `said` has it, up to their end; and how far it is said.
@@ -74,7 +75,7 @@ class Speaker:
         character and the beginning of the next.
         """
         known = [*self.before, *ids[: said.ids]][-CONTEXT:]
-        whole = self._decode([*known, *ids[said.ids :]])[len(self._decode(known)) :]
+        whole = shown(self.tokenizer, [*known, *ids[said.ids :]])[len(shown(self.tokenizer, known)) :]
         clean = whole.rstrip(UNFINISHED)
         if clean == whole or len(ids) - said.ids > JUNK:
             text = text[: said.characters] + whole

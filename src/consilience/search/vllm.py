@@ -17,7 +17,7 @@ from consilience.models.vllm import Continued, GoOn, VllmModel
 from consilience.rng import seed_of
 from consilience.search.sampling import Wanted
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids
+from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, shown
 
 
 @dataclass
@@ -107,7 +107,7 @@ class VllmLarge:
 
     def show(self, ids: Sequence[int]) -> str:
         """A reply as its reader sees it."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return shown(self.tokenizer, ids)
 
 
 def _go_on(opened: Opened, parent: Hypothesis, count: int, tokens: int) -> GoOn:

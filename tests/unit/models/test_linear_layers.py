@@ -45,10 +45,18 @@ def test_changed_weights_are_followed() -> None:
         for parameter in model.parameters():
             parameter.add_(0.5)
         torch.testing.assert_close(model(x), copied(model)(x))
-    model[1].weight.data = torch.randn(40, 16)  # as .to() and loaders do it: no version tells of it
+    model[0].weight = nn.Parameter(torch.zeros(40, 24))
     with torch.no_grad():
         torch.testing.assert_close(model(x), copied(model)(x))
-    model[0].weight = nn.Parameter(torch.zeros(40, 24))
+
+
+def test_weights_put_elsewhere_are_followed() -> None:
+    model = layers()
+    lay_out(model)
+    version = model[1].weight._version
+    model[1].weight.data = torch.randn(40, 16)
+    assert model[1].weight._version == version  # which does not tell of it
+    x = torch.randn(6, 24)
     with torch.no_grad():
         torch.testing.assert_close(model(x), copied(model)(x))
 

@@ -102,6 +102,7 @@ def test_replies_end_with_a_status(world: Path) -> None:
     assert found["p0"].status in (ReplyStatus.TRUNCATED, ReplyStatus.OK)
     assert found["p0"].tokens <= 30 - length
     assert found["p1"].status is ReplyStatus.NO_ROOM
+    assert found["p1"].tokens == 0  # it is known, and None is for what is not
     assert found["broken"].status is ReplyStatus.NOT_ASKED
 
 
