@@ -6,23 +6,27 @@ A step is the forward and backward pass of a batch of pairs; CPU seconds, the le
 reference's log-probabilities from one pass before training; its cost is counted in where we are compared with TRL's
 default, which asks the reference in every step, and counted in on neither side against `precompute_ref_log_probs`.
 Memory is the peak of a process over what it held before its models were made: models, gradients, activations; not the
-optimizer, whose states are the same on both sides. Every variant has a process of its own. The third reply of SELM is
-neither chosen nor rejected in a third of the pairs. On a GPU, where there is one, the same by its clock and allocator.
+optimizer, whose states are the same on both sides. Every variant has a process of its own in each of `--rounds`
+rounds; a ratio is the median of the rounds' ratios, because a shared machine is quicker in one minute than in the next.
+The third reply of SELM is neither chosen nor rejected in a third of the pairs; `selm_vs_dpo_positions` says how many
+more positions these are, which cost what they cost. On a GPU, where there is one, the same by its clock and allocator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+Step = Callable[[], tuple[int, int]]
 VARIANTS = ("ours", "ours_selm", "ours_reference", "ours_uneven", "trl", "trl_precomputed")
 
 
@@ -35,34 +39,48 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=90, help="tokens")
     parser.add_argument("--reply", type=int, default=150, help="tokens, with half and one and a half of it")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=2, help="steps in a round")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(measured(options)))
         return
-    found = {variant: _in_own_process(variant) for variant in VARIANTS}
-    ours, trl = found["ours"], found["trl"]
-    with_reference = ours["seconds"] + found["ours_reference"]["seconds"]
-    result = {
-        "selm_vs_dpo_time": found["ours_selm"]["seconds"] / ours["seconds"],
-        "dpo_vs_trl_time": with_reference / trl["seconds"],
-        "dpo_vs_trl_memory": ours["memory"] / trl["memory"],
-        "dpo_vs_trl_precomputed_time": ours["seconds"] / found["trl_precomputed"]["seconds"],
-        "dpo_vs_trl_precomputed_memory": ours["memory"] / found["trl_precomputed"]["memory"],
-        "working_memory_vs_trl": ours["working"] / trl["working"],
-        "uneven_vs_even_time_per_token": (found["ours_uneven"]["seconds"] / found["ours_uneven"]["tokens"])
-        / (ours["seconds"] / ours["tokens"]),
-    }
-    for variant, of_variant in found.items():
+    rounds = [{variant: _in_own_process(variant) for variant in VARIANTS} for _ in range(options.rounds)]
+    for variant in VARIANTS:
+        of_variant = [found[variant] for found in rounds]
+        seconds, memory, working = (_median(f[key] for f in of_variant) for key in ("seconds", "memory", "working"))
         print(
-            f"{variant:18s}{of_variant['seconds']:8.2f} s  {of_variant['memory'] / 2**20:8.0f} MiB peak, "
-            f"{of_variant['working'] / 2**20:6.0f} MiB without models and gradients, {of_variant['tokens']} tokens"
+            f"{variant:18s}{seconds:8.2f} s  {memory / 2**20:8.0f} MiB peak, "
+            f"{working / 2**20:6.0f} MiB without models and gradients, {of_variant[0]['positions']} positions"
         )
+    of_rounds = [ratios(found) for found in rounds]
+    result = {key: _median(r[key] for r in of_rounds) for key in of_rounds[0]}
     for key, value in result.items():
-        print(f"{key:32s}{value:7.3f}")
+        spread = ", ".join(f"{r[key]:.3f}" for r in of_rounds)
+        print(f"{key:32s}{value:7.3f}   rounds: {spread}")
     if options.json:
         print(json.dumps(result))
+
+
+def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The ratios of one round, from what its variants took."""
+    ours, selm, uneven, trl = (found[variant] for variant in ("ours", "ours_selm", "ours_uneven", "trl"))
+    precomputed = found["trl_precomputed"]
+    return {
+        "selm_vs_dpo_time": selm["seconds"] / ours["seconds"],
+        "selm_vs_dpo_positions": selm["positions"] / ours["positions"],
+        "dpo_vs_trl_time": (ours["seconds"] + found["ours_reference"]["seconds"]) / trl["seconds"],
+        "dpo_vs_trl_memory": ours["memory"] / trl["memory"],
+        "dpo_vs_trl_precomputed_time": ours["seconds"] / precomputed["seconds"],
+        "dpo_vs_trl_precomputed_memory": ours["memory"] / precomputed["memory"],
+        "working_memory_vs_trl": ours["working"] / trl["working"],
+        "uneven_vs_even_time_per_token": (uneven["seconds"] / uneven["tokens"]) / (ours["seconds"] / ours["tokens"]),
+    }
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
 
 
 def _in_own_process(variant: str) -> dict[str, float]:
@@ -102,7 +120,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         parameter.grad = torch.zeros_like(parameter)
     held = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
     held += sum(p.numel() * p.element_size() for p in models[0].parameters())
-    tokens = run()  # once, for what is allocated for good
+    tokens, positions = run()  # once, for what is allocated for good
     _reset_peak()
     seconds = []
     for _ in range(options.repeat):
@@ -112,7 +130,13 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() if cuda else time.process_time()) - began)
     peak = _peak() - before[0]
-    return {"seconds": min(seconds), "memory": peak, "working": max(peak - held, 1), "tokens": tokens}
+    return {
+        "seconds": min(seconds),
+        "memory": peak,
+        "working": max(peak - held, 1),
+        "tokens": tokens,
+        "positions": positions,
+    }
 
 
 def texts_of(options: argparse.Namespace, *, uneven: bool) -> list[tuple[np.ndarray, list[np.ndarray]]]:
@@ -127,8 +151,8 @@ def texts_of(options: argparse.Namespace, *, uneven: bool) -> list[tuple[np.ndar
     return made
 
 
-def _prepared(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Callable[[], int], list[Any]]:
-    """A function that does one step and says of how many real tokens, and the models it holds."""
+def _prepared(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Step, list[Any]]:
+    """A function that does one step and says of how many real tokens and positions, and the models it holds."""
     if options.variant.startswith("trl"):
         return _trl(options, make)
     import torch
@@ -148,21 +172,27 @@ def _prepared(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Cal
         examples.append(PairExample(f"{i}", kept, (-100.0,) * len(kept), third))
     real = sum(len(reply.ids_T) for example in examples for reply in example.replies[:2])
     if options.variant == "ours_reference":
-        return lambda: len([*score_texts(model, [e.replies for e in examples], batch_tokens=1 << 20)]) and real, [model]
+
+        def score() -> tuple[int, int]:
+            for _ in score_texts(model, [example.replies for example in examples], batch_tokens=1 << 20):
+                pass
+            return real, real
+
+        return score, [model]
     objective = pair_objective(LossSettings(name="selm" if selm else "dpo", alpha=0.001 if selm else 0.0, beta=0.01))
 
-    def step() -> int:
+    def step() -> tuple[int, int]:
         with reading(model.eval(), 1 + max(example.longest for example in examples)) as packed:
             batch = moved(collate_pairs(packed=packed)(examples), next(model.parameters()).device)
             model.train()
             (objective(model, batch)["loss"] / len(examples)).backward()
-        return real
+        return real, batch["inputs"]["input_ids"].numel()
 
     assert torch.is_grad_enabled()
     return step, [model]
 
 
-def _trl(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Callable[[], int], list[Any]]:
+def _trl(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Step, list[Any]]:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -201,10 +231,10 @@ def _trl(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Callable
     batch = trainer.data_collator(rows)
     batch = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
 
-    def step() -> int:
+    def step() -> tuple[int, int]:
         model.train()
         trainer.compute_loss(model, dict(batch)).backward()
-        return int(batch["attention_mask"].sum())
+        return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
 
     return step, [model] if precomputed else [model, trainer.ref_model]
 
