@@ -174,7 +174,8 @@ def test_of_a_hub_name_only_the_tokenizer_is_fetched(
 
     asked: list[list[str]] = []
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert revision is None
         asked.append(allow_patterns)
         return str(tokenizers / name.removeprefix("owner/"))
 

@@ -14,6 +14,7 @@ from consilience.merge.lora import with_adapter
 from consilience.merge.plan import Part
 from consilience.merge.recipe import ModelRef, Recipe
 from consilience.weights.headers import read_model
+from consilience.weights.hub import fetch
 
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 EMBEDDINGS = tuple(f"{name}.weight" for name in ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared"))
@@ -140,18 +141,7 @@ def locate(path: str, revision: str, beside: Path, *, extra: Sequence[str] = ())
         raise BackendError(
             f"no model folder {whole!r}.{nearest(Path(path).name, there_are)} Give a folder or a hub name."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = [*FETCHED, *extra]
-        return Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackendError(
-            f"model {whole!r} is no local folder and cannot be fetched from the hub: {reason.rstrip('.')}. "
-            "Give a local folder, or download it where there is a network."
-        ) from None
+    return fetch(path, [*FETCHED, *extra], revision)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

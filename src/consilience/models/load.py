@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from consilience.models.score import ReplyScores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-REACHABLE = "Expected a local Hugging Face folder or a hub name that this machine can reach."
+REACHABLE = (
+    "Expected a local Hugging Face folder or a hub name that this machine can reach; "
+    "the same command goes on with a download that broke off."
+)
+# The last ones: of the HTTP client beneath huggingface_hub, where a connection breaks.
+UNLOADABLE: Any = (OSError, ValueError, KeyError, SafetensorError, *HfHubHTTPError.__bases__)
 TOKENIZER_FILES = (
     "Its files are tokenizer.json, tokenizer.model or tekken.json (the last two need the packages sentencepiece, "
     "protobuf and tiktoken), and tokenizer_config.json if there is one."
@@ -118,7 +124,7 @@ def load_model(
             output_loading_info=True,
             **placed,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise _cannot_load("model", path, error) from error
     model, found = loaded
     unfit = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
@@ -169,7 +175,7 @@ def load_tokenizer(path: str | Path, *, code: bool = False) -> Any:
     """The tokenizer at `path`. Raises `BackendError` when it cannot be loaded, or there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
-    except (OSError, ValueError, KeyError) as error:
+    except UNLOADABLE as error:
         raise _cannot_load("tokenizer", path, error, TOKENIZER_FILES if _is_local(path) else REACHABLE) from error
     # For some architectures transformers makes up a tokenizer without pieces where a folder has none: of control
     # tokens, and for some a space.
@@ -193,7 +199,7 @@ def read_config(path: str | Path, *, code: bool = False) -> Any:
     """The model's configuration. Raises `BackendError` where it has none."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=_is_local(path))
-    except (OSError, ValueError, KeyError) as error:
+    except UNLOADABLE as error:
         raise _cannot_load("model", path, error) from error
 
 

@@ -13,6 +13,7 @@ from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
 from consilience.records import Conversation, Message, conversation_of, read_conversations, read_rows, row_of
 from consilience.rng import stream
+from consilience.weights.hub import broken_connections
 
 
 def read_chats(recipe: FuseRecipe, places: Places) -> tuple[list[Conversation], list[Conversation]]:
@@ -65,7 +66,7 @@ def _from_data_set(data: DataSettings) -> list[Conversation]:
         rows = datasets.load_dataset(
             data.path, split=data.split if data.limit is None else f"{data.split}[:{data.limit}]"
         )
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetNotFoundError, ValueError, *broken_connections()) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
             f"data.path {data.path!r} is no file, and no data set can be loaded by that name: {reason}"

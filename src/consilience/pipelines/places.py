@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from consilience.config import Settings
 from consilience.errors import BackendError, ConfigError, nearest
+from consilience.weights.hub import fetch
 
 FILE_NAME = re.compile(r"(?!.*\.partial$)\w[\w.-]*")  # names of models and tasks become folders of the run
 TINY = "tiny:"  # `tiny:pivot` is a model or file that the stage "tiny" makes in the run folder
@@ -83,15 +84,4 @@ class Places:
                 f"no model folder {name!r}.{nearest(Path(name).name, there_are)} "
                 f"Paths are relative to {self.recipe_folder.resolve()}; a hub name is owner/model."
             )
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            patterns = [*WITHOUT_WEIGHTS, *(("*.safetensors",) if weights else ())]
-            return Path(snapshot_download(name, allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BackendError(
-                f"model {name!r} is no local folder and cannot be fetched from the hub: {reason.rstrip('.')}. "
-                "Give a local folder, or download it where there is a network."
-            ) from None
+        return fetch(name, [*WITHOUT_WEIGHTS, *(("*.safetensors",) if weights else ())])
