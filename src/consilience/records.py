@@ -222,7 +222,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}).") from None
         except UNREADABLE as error:
-            raise DataError(f"{path}, after line {number}: not readable as UTF-8 text ({error}).") from None
+            after = f", after line {number}" if number else ""
+            raise DataError(f"{path}{after}: not readable as UTF-8 text ({error}).") from None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:

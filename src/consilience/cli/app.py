@@ -7,9 +7,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from consilience import __version__
 from consilience.cli.align import align
@@ -24,6 +25,9 @@ from consilience.cli.search import search
 from consilience.cli.serve import serve
 from consilience.errors import ConsilienceError
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer has under no public name of its own
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Several open chat models in, one better model out, and an honest account of how much better.",
     no_args_is_help=True,
@@ -35,24 +39,33 @@ app = typer.Typer(
 def main() -> None:
     """Exit codes: 0 done, 1 our bug (with traceback), 2 the user's input or a missing component, 130 interrupted."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False, prog_name="consilience")
     except ConsilienceError as error:
         _stop(str(error))
-    except SystemExit as stop:  # typer's own, also for Ctrl-C
-        if stop.code == 130:
-            print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
-        raise
+    except UsageError as error:
+        _stop(_misused(error))
     except Exception as error:
         # Writers in other languages (safetensors, pyarrow) say "no space" in an exception of their own.
         if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):
             raise
         _stop(f"the disk is full ({error}). Free some space, then give the same command again: it goes on from here.")
+    if code == INTERRUPTED:
+        print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
+    sys.exit(code)
 
 
-def _stop(line: str) -> None:
+def _misused(error: Any) -> str:
+    """One line for words that typer cannot make sense of; nothing where it has shown the help already."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error.__cause__, ValidationError):  # it says what was expected, and not what was got
+        message += f", got {error.__cause__.errors()[0]['input']}"
+    return f"{message}. See {error.ctx.command_path if error.ctx else 'consilience'} --help." if message else ""
+
+
+def _stop(line: str) -> NoReturn:
     from consilience.run import rank_of_this_process
 
-    if not rank_of_this_process():  # of several processes the first one speaks
+    if line and not rank_of_this_process():  # of several processes the first one speaks
         print("consilience: " + " ".join(line.split()), file=sys.stderr)
     sys.exit(2)
 
