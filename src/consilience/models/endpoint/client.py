@@ -63,7 +63,8 @@ class Endpoint:
         self._lock = threading.Lock()
         self._closed = ""  # why no request can succeed any more
         self._failed_in_a_row = 0
-        self._ignores_n = False
+        self._kept = 0  # calls that were answered
+        self._ignores_n = self._told_unreachable = False
 
     def __enter__(self) -> Endpoint:
         return self
@@ -85,6 +86,11 @@ class Endpoint:
     def notes(self) -> list[str]:
         """What the server does otherwise than asked, for the report; earlier runs with the same cache included."""
         return list(self._notes)
+
+    @property
+    def gone(self) -> str:
+        """Why the last asking gave up: what the server no longer answers. Empty where it did not."""
+        return self._closed
 
     def ask(
         self, requests: Sequence[Request], *, on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -163,7 +169,7 @@ class Endpoint:
         """Answers to samples of `request`, the first of which is its own; to none if the server refuses several."""
         most = self._most(request, len(keys))
         about = most.completion_tokens + request.prompt_bytes() // 4  # for the rate, which is no promise
-        failed = Failed("")
+        failed, kept_before = Failed(""), self._kept
         for attempt in range(self.settings.retries + 1):
             if self._closed:
                 return _all(keys, Status.API_ERROR, f"{NOT_ASKED}{self._closed}")
@@ -188,11 +194,13 @@ class Endpoint:
                 return self._keep(call, request, keys, most, said)
             if not failed.again:
                 break
-            if attempt < self.settings.retries and stop.wait(self._wait_s(keys[0], attempt, failed)):
-                raise Stopped
+            if attempt < self.settings.retries:
+                self._tell_unreachable(failed)
+                if stop.wait(self._wait_s(keys[0], attempt, failed)):
+                    raise Stopped
         if len(keys) > 1 and not failed.again and not failed.for_all and not failed.refused:
             return {}
-        self._count_failure(failed)
+        self._count_failure(failed, alone=self._kept == kept_before)
         return _all(keys, Status.REFUSED if failed.refused else Status.API_ERROR, failed.reason)
 
     def _most(self, request: Request, n: int) -> Amount:
@@ -214,6 +222,18 @@ class Endpoint:
         jitter = self._jitter(key, attempt)
         return backoff_s(attempt, first=self.settings.backoff_s, longest=self.settings.longest_wait_s, jitter=jitter)
 
+    def _tell_unreachable(self, failed: Failed) -> None:
+        """Says once that nobody listens there (yet): whoever has mistaken the port need not wait to hear of it."""
+        if not failed.unreachable:
+            return
+        with self._lock:
+            told, self._told_unreachable = self._told_unreachable, True
+        if not told:
+            first, longest = self.settings.backoff_s, self.settings.longest_wait_s
+            retries = range(self.settings.retries)
+            waits = [backoff_s(attempt, first=first, longest=longest, jitter=1) for attempt in retries]
+            self._on_note(f"{failed.reason}; trying again for {sum(waits):.0f} s at most")
+
     def _keep(self, call: int, request: Request, keys: Sequence[str], most: Amount, said: Said) -> dict[str, Answer]:
         """The answers of a call, on the disk before they are returned."""
         prompt, completion = said.answers[0].prompt_tokens, said.answers[0].completion_tokens
@@ -225,6 +245,7 @@ class Endpoint:
         choices = {key: answer.raw for key, answer in zip(keys, said.answers)}
         self._cache.finish(call, choices, model=said.model, cost=cost, stated=cost is not most)
         self._failed_in_a_row = 0
+        self._kept += 1
         if len(said.answers) < len(keys):
             self._ask_one_by_one("ignores")
         if request.top_logprobs is not None and said.answers[0].tokens is None:
@@ -238,10 +259,11 @@ class Endpoint:
             self._ignores_n = True
             self.note(f"the server {what} n: it is asked once for each sample")
 
-    def _count_failure(self, failed: Failed) -> None:
+    def _count_failure(self, failed: Failed, *, alone: bool) -> None:
+        """Takes the server to be gone after enough of them; `alone` where it answered nobody else meanwhile."""
         with self._lock:
             self._failed_in_a_row += failed.again
-            if failed.for_all:
+            if failed.for_all or (failed.unreachable and alone):
                 self._closed = failed.reason
             elif self._failed_in_a_row >= IN_A_ROW:
                 self._closed = f"{IN_A_ROW} requests in a row got no answer, the last one because of: {failed.reason}"

@@ -34,6 +34,7 @@ class Failed(Exception):
     for_all: bool = False  # no other request can succeed either
     charged: bool = False  # the server may have written (and charged for) an answer that did not arrive
     refused: bool = False
+    unreachable: bool = False  # nobody listens there
     wait_s: float | None = None
 
 
@@ -79,7 +80,8 @@ class Server:
                     if len(received) > LONGEST_BODY:
                         raise Failed(f"the answer is longer than {LONGEST_BODY >> 20} MiB", charged=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Failed(self.clean(f"{self.settings.url} cannot be reached ({error})"), again=True) from None
+            reason = f"{self.settings.url} cannot be reached ({error})"
+            raise Failed(self.clean(reason), again=True, unreachable=True) from None
         except httpx.TimeoutException:
             raise Failed(f"no answer within {self.settings.timeout_s:g} s", again=True, charged=True) from None
         except httpx.HTTPError as error:
@@ -90,6 +92,8 @@ class Server:
             text = text.replace(self._key, HIDDEN)
         if response.status_code != 200:
             raise self._refusal(response, text)
+        if text.lstrip().startswith("<"):
+            raise Failed(f"the answer is a web page, and no JSON{self.settings.hint}", for_all=True)
         return _read_body(text)
 
     def _refusal(self, response: httpx.Response, text: str) -> Failed:
@@ -101,8 +105,8 @@ class Server:
             return Failed(f"HTTP {code}: the server sends elsewhere. Give the URL itself.", for_all=True)
         if "content_filter" in kind:
             return Failed(reason, refused=True)
-        if code == 404:
-            reason += f" (model {self.settings.model!r} at {self.settings.url}; the URL often ends in /v1)"
+        if code in (404, 405):
+            reason += f" (model {self.settings.model!r} at {self.settings.url}){self.settings.hint}"
         if code in (401, 402, 403, 404, 405) or "insufficient_quota" in kind:
             return Failed(reason, for_all=True)
         wait_s = retry_after_s(response.headers, time.time())

@@ -87,6 +87,12 @@ class EndpointSettings(Settings):
         return f"{self.model} at {self.url}"
 
     @property
+    def hint(self) -> str:
+        """What the URL may lack: most servers have OpenAI's paths under /v1."""
+        has_version = re.search(r"/v\d", urlsplit(self.url).path)
+        return "" if has_version else f". The base of most servers ends in /v1: try {self.url}/v1"
+
+    @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
         return urlsplit(self.url).hostname in LOOPBACK
