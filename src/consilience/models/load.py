@@ -36,10 +36,11 @@ TOKENIZER_FILES = (
     "Its files are tokenizer.json, tokenizer.model or tekken.json (the last two need the packages sentencepiece, "
     "protobuf and tiktoken), and tokenizer_config.json if there is one."
 )
+FAR = 1 << 30  # positions
 
 
-def context_of(model: Any, tokens: int) -> int:
-    """`tokens`, or the positions that the model has where they are fewer."""
+def context_of(model: Any, tokens: int = FAR) -> int:
+    """`tokens`, or the positions that the model has where they are fewer; FAR for a model that states no limit."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(tokens, positions) if positions else tokens
 

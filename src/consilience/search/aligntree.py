@@ -39,7 +39,7 @@ class _State:
 
 
 @dataclass
-class _UnderWay:
+class _TreeSearch:
     prompt: Prompt
     settings: SearchSettings
     opened: Any
@@ -54,7 +54,7 @@ class AlignTree:
 
     def __init__(self, large: LargeModel, guide: Guide) -> None:
         self.large, self.guide = large, guide
-        self.under_way: dict[str, _UnderWay] = {}
+        self.under_way: dict[str, _TreeSearch] = {}
         large.speaks = not guide.by_ids
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
@@ -62,7 +62,7 @@ class AlignTree:
         refuse_doubled(self.under_way, prompt)
         opened, guided = open_both(self.large, self.guide, prompt, settings)
         root = _State(self.large.root(opened))
-        self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, root)
+        self.under_way[prompt.id] = _TreeSearch(prompt, settings, opened, guided, root)
 
     def cancel(self, id_: str) -> None:
         """Forgets a prompt; nothing happens when it is not under way."""
@@ -84,7 +84,7 @@ class AlignTree:
         self.guide.score([(one.guided, found) for one, found in zip(searches, candidates)])
         return [self._hand_up(one, path, found) for one, path, found in zip(searches, paths, candidates)]
 
-    def _hand_up(self, one: _UnderWay, path: list[_State], candidates: list[Hypothesis]) -> Update:
+    def _hand_up(self, one: _TreeSearch, path: list[_State], candidates: list[Hypothesis]) -> Update:
         leaf = path[-1]
         leaf.entropy = candidates[0].entropy
         leaf.children = list(_children(leaf.hypothesis, candidates))
@@ -101,7 +101,7 @@ class AlignTree:
         return result_of(one.prompt, one.settings, one.opened, self.large, best, chunks=one.iterations, guided=True)
 
 
-def _descend(one: _UnderWay) -> list[_State]:
+def _descend(one: _TreeSearch) -> list[_State]:
     """The way from the root to a leaf: at every state the most promising child."""
     settings = one.settings
     path = [one.root]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from consilience.search.chunks import refuse_doubled, result_of
-from consilience.search.sampling import LargeModel, Opened
+from consilience.search.sampling import LargeModel, Opened, Place
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings, Update
 
 
 @dataclass
-class _UnderWay:
+class _TokenSearch:
     prompt: Prompt
     settings: SearchSettings
     opened: Opened
@@ -27,14 +27,14 @@ class BeamSearch:
 
     def __init__(self, large: LargeModel) -> None:
         self.large = large
-        self.under_way: dict[str, _UnderWay] = {}
+        self.under_way: dict[str, _TokenSearch] = {}
         large.speaks = False
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
         """Reads the prompt. Raises `DataError` when it does not fit the model or its template."""
         refuse_doubled(self.under_way, prompt)
         opened = self.large.open(prompt, settings)
-        self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, [self.large.root(opened)])
+        self.under_way[prompt.id] = _TokenSearch(prompt, settings, opened, [self.large.root(opened)])
 
     def cancel(self, id_: str) -> None:
         """Forgets a prompt; nothing happens when it is not under way."""
@@ -45,12 +45,12 @@ class BeamSearch:
     def advance(self) -> list[Update]:
         """One token for every prompt under way. Nothing is settled before a search is over."""
         searches = list(self.under_way.values())
-        logits_NV, at = self.large.logits([(one.opened, [beam.handle for beam in one.beams]) for one in searches])
+        logits_NV, at = self.large.logits([(one.opened, [beam.place.nodes for beam in one.beams]) for one in searches])
         logprobs_NV = logits_NV.log_softmax(-1)
         self.large.models[0].refuse_nan(logprobs_NV[:, 0])
-        return [self._step(one, logprobs_NV[[at[beam.handle[0]] for beam in one.beams]]) for one in searches]
+        return [self._step(one, logprobs_NV[[at[beam.place.nodes[0]] for beam in one.beams]]) for one in searches]
 
-    def _step(self, one: _UnderWay, logprobs_WV: Tensor) -> Update:
+    def _step(self, one: _TokenSearch, logprobs_WV: Tensor) -> Update:
         settings, width = one.settings, one.settings.width
         one.tokens += 1
         so_far_W = torch.tensor([beam.logprob for beam in one.beams], device=logprobs_WV.device)
@@ -77,12 +77,12 @@ class BeamSearch:
         if token in self.large.ends:
             return replace(parent, finish=Finish.STOP, end=token, logprob=logprob)
         ids = (*parent.ids, token)
-        handle = tuple(tree.after(node, token)[0] for tree, node in zip(opened.trees, parent.handle))
+        nodes = tuple(tree.after(node, token)[0] for tree, node in zip(opened.trees, parent.place.nodes))
         stops = self.large.has_stopped(opened, ids)
         finish = Finish.STOP if stops else Finish.LENGTH if len(ids) == opened.limit else None
-        return Hypothesis(ids=ids, text="", finish=finish, logprob=logprob, handle=handle)
+        return Hypothesis(ids=ids, text="", finish=finish, logprob=logprob, place=Place(nodes))
 
-    def _is_settled(self, one: _UnderWay) -> bool:
+    def _is_settled(self, one: _TokenSearch) -> bool:
         """transformers' rule: no beam, ended now, would be better than the worst of W endings."""
         if len(one.finished) < one.settings.width:
             return False

@@ -8,7 +8,7 @@ applied here; or as a last message of the assistant's, which servers go on with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from consilience.chat.template import template_of
 from consilience.errors import BackendError, pick
 from consilience.models.endpoint import Answer, Endpoint, Request, Status, samples
+from consilience.models.endpoint.answer import NOT_ASKED
 from consilience.records import Message
 from consilience.rng import seed_of
 from consilience.search.chunks import NoReply, Unanswered
@@ -26,6 +27,7 @@ from consilience.search.texts import UNFINISHED
 SEED_BITS = 31  # servers hold 32, or 31
 PROBE = (Message("user", "Count to five."), Message("assistant", "One, two, three"))
 ALIKE, ALIKE_TOKENS = 4, 8  # so many samples of so many tokens are hardly ever the same
+ANSWERED = (Status.OK, Status.TRUNCATED)
 NATURAL_END = -1  # an end of text whose token only the server knows
 
 
@@ -38,15 +40,6 @@ class Continuation(StrEnum):
 
 
 WAYS: Mapping[str, Continuation | None] = {"auto": None} | {str(way): way for way in Continuation}
-
-# What the methods that need no logits are to a search: its corners.
-BLACK_BOX: dict[str, Callable[[SearchSettings], SearchSettings]] = {
-    "cbs": lambda settings: settings,
-    "best-of-n": lambda settings: settings.model_copy(
-        update={"width": 1, "successors": settings.width * settings.successors, "chunk": None}
-    ),
-    "sample": lambda settings: settings.model_copy(update={"width": 1, "successors": 1, "chunk": None}),
-}
 
 
 @dataclass
@@ -91,7 +84,9 @@ class EndpointModel:
             )
 
     def open(self, prompt: Prompt, settings: SearchSettings) -> Opened:
-        """Raises `DataError` when the chat template refuses the prompt."""
+        """Raises `DataError` when the chat template refuses the prompt, `NoReply` where the server is gone."""
+        if self.endpoint.gone:
+            raise NoReply(str(Status.API_ERROR), f"{NOT_ASKED}{self.endpoint.gone}")
         text = ""
         if self.raw:
             text = "".join(message.content for message in prompt.messages)
@@ -109,13 +104,16 @@ class EndpointModel:
         the endpoint's cache, so that asking once more for what is left costs nothing."""
         asked = [asked for want in wanted for asked in _asked(want)]
         if any(one.parent.text for one in asked) and self.way is None:
-            self.way = self._find_way()
+            try:
+                self.way = self._find_way()
+            except NoReply as why:
+                raise Unanswered({one.opened.prompt.id: why for one in asked if one.parent.text}) from None
         answers = iter(self._ask(asked))
         unanswered: dict[str, NoReply] = {}
         found: dict[int, list[Hypothesis]] = {}
         for one in asked:
             mine = [next(answers) for _ in range(one.count)]
-            lost = [answer for answer in mine if answer.status not in (Status.OK, Status.TRUNCATED)]
+            lost = [answer for answer in mine if answer.status not in ANSWERED]
             if lost:
                 unanswered[one.opened.prompt.id] = NoReply(str(lost[0].status), lost[0].reason)
                 continue
@@ -183,13 +181,20 @@ class EndpointModel:
         """Which way the server goes on with a reply, found out by a question of one token.
 
         A server that does not know `continue_final_message` may also ignore it, and begin a new reply; then its prompt
-        is as long with it as without it. One that does not state how long its prompts are is not believed.
+        is as long with it as without it. One that does not state how long its prompts are is not believed; one that
+        refuses a reply at the end, except to go on with, is.
+
+        Raises `NoReply` where the server cannot be asked, `BackendError` where there is no way.
         """
         plain = self._probe(None)
+        if self.endpoint.gone or plain.status is Status.OVER_BUDGET:
+            raise NoReply(str(plain.status), plain.reason)
         for way in (Continuation.FLAG, Continuation.PREFIX):
             answer = self._probe(way)
-            if answer.status not in (Status.OK, Status.TRUNCATED):
+            if answer.status not in ANSWERED:
                 continue
+            if plain.status not in ANSWERED:
+                return way
             if answer.prompt_tokens is None or plain.prompt_tokens is None:
                 raise BackendError(
                     f"{self.endpoint.name} states no usage, so it cannot be told whether it goes on with the beginning "

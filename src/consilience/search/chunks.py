@@ -69,7 +69,7 @@ class Searches(Protocol):
 
 
 @dataclass
-class _UnderWay:
+class _ChunkSearch:
     """The search for one prompt."""
 
     prompt: Prompt
@@ -111,7 +111,7 @@ class Search:
 
     def __init__(self, large: Proposer, guide: Guide | None = None) -> None:
         self.large, self.guide = large, guide
-        self.under_way: dict[str, _UnderWay] = {}
+        self.under_way: dict[str, _ChunkSearch] = {}
         large.speaks = guide is not None and not guide.by_ids
 
     def add(self, prompt: Prompt, settings: SearchSettings) -> None:
@@ -121,7 +121,7 @@ class Search:
             raise ConfigError("a search among several hypotheses needs a guide. Give one, or width 1 and successors 1.")
         refuse_doubled(self.under_way, prompt)
         opened, guided = open_both(self.large, self.guide, prompt, settings)
-        self.under_way[prompt.id] = _UnderWay(prompt, settings, opened, guided, [self.large.root(opened)])
+        self.under_way[prompt.id] = _ChunkSearch(prompt, settings, opened, guided, [self.large.root(opened)])
 
     def cancel(self, id_: str) -> None:
         """Forgets a prompt; nothing happens when it is not under way."""
@@ -142,7 +142,7 @@ class Search:
             self.guide.score([(one.guided, found) for one, found in zip(searches, candidates)])
         return [self._select(one, found) for one, found in zip(searches, candidates)]
 
-    def _select(self, one: _UnderWay, candidates: Sequence[Hypothesis]) -> Update:
+    def _select(self, one: _ChunkSearch, candidates: Sequence[Hypothesis]) -> Update:
         one.chunks += 1
         width = one.settings.width
         if one.settings.mode == "published":
@@ -174,7 +174,7 @@ class Search:
             guided=self.guide is not None,
         )
 
-    def _agreed(self, one: _UnderWay) -> str:
+    def _agreed(self, one: _ChunkSearch) -> str:
         """What every hypothesis that may still win begins with: those that go on, and the best of the finished."""
         open_ = [*one.beams, *one.pool[:1]]
         if all(each.ids for each in open_):
@@ -225,7 +225,7 @@ def search(
                 break
             try:
                 searches.add(prompt, settings)
-            except DataError as error:
+            except (DataError, NoReply) as error:
                 yield prompt, error
         if searches.under_way:
             try:
@@ -239,7 +239,7 @@ def search(
             yield from (update.result for update in updates if update.result)
 
 
-def _rows(one: _UnderWay) -> list[Hypothesis]:
+def _rows(one: _ChunkSearch) -> list[Hypothesis]:
     """The parents of the next continuations: K of every beam; of the bare prompt, W·K."""
     settings = one.settings
     if one.chunks == 0:

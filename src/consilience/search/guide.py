@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from consilience.search.settings import Finish, Hypothesis, Prompt
 from consilience.search.texts import Retokenizer, prompt_ids, same_vocabulary
 from consilience.search.tree import Node, Tree
 
-FAR = 1 << 30
 AT_ONCE = 512  # new tokens of a prompt in one pass of the pair
 
 
@@ -43,7 +42,7 @@ class Side:
         self.model, self.raw, self.published, self.temperature = model, raw, published, temperature
         self.tokenizer = model.chat_model.tokenizer
         self.eos: int | None = self.tokenizer.eos_token_id  # transformers looks it up anew each time
-        self.context = context_of(model.model, FAR)
+        self.context = context_of(model.model)
 
     def open(self, prompt: Prompt) -> Reading:
         whole = None
@@ -95,12 +94,23 @@ class Side:
                 node.logprob = node.parent.logprob + own[node]  # the prompt's own nodes have 0
 
 
+class Mark(NamedTuple):
+    """How far the pair has read a hypothesis."""
+
+    nodes: dict[Side, Node]  # the last one in each side's tree
+    ids: int  # so many of the hypothesis's
+    is_final: bool  # the hypothesis is finished, and its score holds
+
+
+Guided = dict[Side, Reading]  # one prompt before the pair
+
+
 def _parts(hypotheses: Sequence[Hypothesis]) -> list[list[Hypothesis]]:
     """`hypotheses` in parts of at most AT_ONCE new tokens, or of one."""
     parts: list[list[Hypothesis]] = []
     left = 0
     for each in hypotheses:
-        new = len(each.ids) - each.marked if each.ids else len(each.text) // 4
+        new = len(each.ids) - (each.mark.ids if each.mark else 0) if each.ids else len(each.text) // 4
         if not parts or new > left:
             parts.append([])
             left = AT_ONCE
@@ -109,12 +119,9 @@ def _parts(hypotheses: Sequence[Hypothesis]) -> list[list[Hypothesis]]:
     return parts
 
 
-@dataclass
-class Guided:
-    """One prompt before the pair."""
-
-    tuned: Reading
-    untuned: Reading
+def _is_scored(hypothesis: Hypothesis) -> bool:
+    """Whether its score holds for good."""
+    return hypothesis.mark is not None and bool(hypothesis.mark.is_final)
 
 
 class Guide:
@@ -141,21 +148,24 @@ class Guide:
         self.tuned, self.untuned = (
             Side(model, raw=raw, published=published, temperature=temperature) for model in (tuned, untuned)
         )
+        self.sides = (self.tuned, self.untuned)
         self.by_ids = not published and tokenizer is not None and same_vocabulary(ours, tokenizer)
         self.per_token, self.published = per_token, published
 
     def open(self, prompt: Prompt) -> Guided:
         """Raises `DataError` when the prompt does not fit, or a template refuses it."""
-        tuned = self.tuned.open(prompt)
+        guided: Guided = {}
         try:
-            return Guided(tuned, self.untuned.open(prompt))
+            for side in self.sides:
+                guided[side] = side.open(prompt)
         except Exception:
-            self.tuned.model.fell(tuned.tree)
+            self.close(guided)
             raise
+        return guided
 
     def room(self, guided: Guided) -> int:
         """How many tokens of a reply the pair has positions for."""
-        return min(self.tuned.context - guided.tuned.prompt_tokens, self.untuned.context - guided.untuned.prompt_tokens)
+        return min(side.context - reading.prompt_tokens for side, reading in guided.items())
 
     def score(self, asked: Sequence[tuple[Guided, Sequence[Hypothesis]]]) -> None:
         """Sets `score` of hypotheses, in nats. One that runs out of the pair's positions is finished there.
@@ -163,44 +173,43 @@ class Guide:
         Long ones are read some at a time, and what is finished is forgotten before the next: whole replies of best-of-n
         have little in common, and a pass takes time and memory for every two tokens of a tree.
         """
-        parts = [(guided, _parts([each for each in several if not each.is_scored])) for guided, several in asked]
+        parts = [(guided, _parts([each for each in several if not _is_scored(each)])) for guided, several in asked]
         for turn in range(max((len(several) for _, several in parts), default=0)):
             now = [(guided, several[turn]) for guided, several in parts if turn < len(several)]
             self._score(now)
             for guided, several in parts:
-                if turn + 1 < len(several) and any(each.is_scored for each in several[turn]):
-                    self._keep(guided, [each.marks for part in several for each in part if not each.is_scored])
+                if turn + 1 < len(several) and any(_is_scored(each) for each in several[turn]):
+                    self._keep(guided, [each.mark for part in several for each in part if not _is_scored(each)])
 
     def _score(self, asked: Sequence[tuple[Guided, Sequence[Hypothesis]]]) -> None:
-        ends = [
-            self._read(self.tuned, [(guided.tuned, hypotheses) for guided, hypotheses in asked], 0),
-            self._read(self.untuned, [(guided.untuned, hypotheses) for guided, hypotheses in asked], 1),
-        ]
+        ends = {
+            side: self._read(side, [(guided[side], hypotheses) for guided, hypotheses in asked]) for side in self.sides
+        }
         hypotheses = [(guided, hypothesis) for guided, several in asked for hypothesis in several]
-        for (guided, hypothesis), tuned, untuned in zip(hypotheses, *ends):
+        for (guided, hypothesis), tuned, untuned in zip(hypotheses, ends[self.tuned], ends[self.untuned]):
             hypothesis.score = tuned.logprob - untuned.logprob
             if self.per_token:
-                hypothesis.score /= max(1, tuned.depth - guided.tuned.tree.tip.depth)
-            hypothesis.marks, hypothesis.marked = (tuned, untuned), len(hypothesis.ids)
-            hypothesis.is_scored = hypothesis.finish is not None
+                hypothesis.score /= max(1, tuned.depth - guided[self.tuned].tree.tip.depth)
+            nodes = {self.tuned: tuned, self.untuned: untuned}
+            hypothesis.mark = Mark(nodes, len(hypothesis.ids), hypothesis.finish is not None)
 
-    def _read(self, side: Side, asked: Sequence[tuple[Reading, Sequence[Hypothesis]]], which: int) -> list[Node]:
+    def _read(self, side: Side, asked: Sequence[tuple[Reading, Sequence[Hypothesis]]]) -> list[Node]:
         """The last node of every hypothesis in its tree of that side, with its log-probability."""
         ends, wanted = [], []
         for reading, hypotheses in asked:
             new: list[Node] = []
             for hypothesis in hypotheses:
-                ends.append(self._follow(side, reading, hypothesis, which, new))
+                ends.append(self._follow(side, reading, hypothesis, new))
             wanted.append((reading, new))
         side.read(wanted)
         return ends
 
-    def _follow(self, side: Side, reading: Reading, hypothesis: Hypothesis, which: int, new: list[Node]) -> Node:
+    def _follow(self, side: Side, reading: Reading, hypothesis: Hypothesis, new: list[Node]) -> Node:
         """Walks a hypothesis down the side's tree; nodes that had to be made are added to `new`."""
-        tree = reading.tree
+        tree, mark = reading.tree, hypothesis.mark
         if self.by_ids:
-            node = hypothesis.marks[which] if hypothesis.marks else tree.tip
-            ids = list(hypothesis.ids[hypothesis.marked :])
+            node = mark.nodes[side] if mark else tree.tip
+            ids = list(hypothesis.ids[mark.ids if mark else 0 :])
         else:
             node, ids = tree.root, reading.retokenize(hypothesis.text)[1:]
         end = self._end(side, hypothesis)
@@ -223,13 +232,13 @@ class Guide:
 
     def keep(self, guided: Guided, hypotheses: Sequence[Hypothesis]) -> None:
         """Forgets what no unfinished one of `hypotheses` goes on from."""
-        self._keep(guided, [hypothesis.marks for hypothesis in hypotheses if hypothesis.finish is None])
+        self._keep(guided, [hypothesis.mark for hypothesis in hypotheses if hypothesis.finish is None])
 
-    def _keep(self, guided: Guided, marks: Sequence[tuple[Node, Node] | None]) -> None:
-        known = [each for each in marks if each is not None]
-        guided.tuned.tree.keep(tuned for tuned, _ in known)
-        guided.untuned.tree.keep(untuned for _, untuned in known)
+    def _keep(self, guided: Guided, marks: Sequence[Mark | None]) -> None:
+        known = [mark for mark in marks if mark is not None]
+        for side, reading in guided.items():
+            reading.tree.keep(mark.nodes[side] for mark in known)
 
     def close(self, guided: Guided) -> None:
-        self.tuned.model.fell(guided.tuned.tree)
-        self.untuned.model.fell(guided.untuned.tree)
+        for side, reading in guided.items():
+            side.model.fell(reading.tree)

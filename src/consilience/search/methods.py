@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consilience.errors import ConfigError
+from consilience.search import corners
 from consilience.search.aligntree import AlignTree
 from consilience.search.beam import BeamSearch
 from consilience.search.chunks import Search, Searches
@@ -51,19 +52,17 @@ Method = Callable[[Models, SearchSettings], tuple[Searches, SearchSettings]]
 
 def chunk_level_beam_search(models: Models, settings: SearchSettings) -> tuple[Search, SearchSettings]:
     """W hypotheses, K continuations of each, L tokens at a time (arXiv 2405.19262)."""
-    return Search(LargeModel(models.large, raw=models.raw), models.guide(settings)), settings
+    return Search(LargeModel(models.large, raw=models.raw), models.guide(settings)), corners.cbs(settings)
 
 
 def best_of_n(models: Models, settings: SearchSettings) -> tuple[Search, SearchSettings]:
     """N = W·K whole replies; the pair picks one."""
-    n = settings.width * settings.successors
-    return chunk_level_beam_search(models, settings.model_copy(update={"width": 1, "successors": n, "chunk": None}))
+    return chunk_level_beam_search(models, corners.best_of_n(settings))
 
 
 def sample(models: Models, settings: SearchSettings) -> tuple[Search, SearchSettings]:
     """One reply of the large model alone."""
-    single = settings.model_copy(update={"width": 1, "successors": 1, "chunk": STEP})
-    return Search(LargeModel(models.large, raw=models.raw)), single
+    return Search(LargeModel(models.large, raw=models.raw)), _alone(settings)
 
 
 def beam_search(models: Models, settings: SearchSettings) -> tuple[BeamSearch, SearchSettings]:
@@ -80,8 +79,12 @@ def emulated_fine_tuning(models: Models, settings: SearchSettings) -> tuple[Sear
     """One reply from softmax(z_large + β·(z_tuned − z_untuned)) (arXiv 2310.12962; proxy tuning, 2401.08565)."""
     tuned, untuned = models.pair()
     added = ((tuned, settings.beta), (untuned, -settings.beta))
-    single = settings.model_copy(update={"width": 1, "successors": 1, "chunk": STEP})
-    return Search(LargeModel(models.large, raw=models.raw, added=added)), single
+    return Search(LargeModel(models.large, raw=models.raw, added=added)), _alone(settings)
+
+
+def _alone(settings: SearchSettings) -> SearchSettings:
+    """One reply, in chunks that say only how often others may join the batch."""
+    return corners.sample(settings).model_copy(update={"chunk": STEP})
 
 
 METHODS: dict[str, Method] = {

@@ -28,10 +28,8 @@ from consilience.rng import stream
 from consilience.search.forward import TreeModel
 from consilience.search.selection import draw, entropy
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, same_vocabulary, shown
+from consilience.search.texts import NOTHING, Said, Speaker, completes_stop, prompt_ids, same_vocabulary, shown
 from consilience.search.tree import Node, Tree
-
-FAR = 1 << 30
 
 
 @dataclass
@@ -60,6 +58,13 @@ class Wanted:
     opened: Opened
     parents: Sequence[Hypothesis]
     tokens: int | None = None  # None: to the end
+
+
+class Place(NamedTuple):
+    """Where a hypothesis goes on."""
+
+    nodes: tuple[Node, ...]  # one in each tree
+    said: Said = NOTHING  # how much of its ids is in its text
 
 
 @dataclass
@@ -113,7 +118,7 @@ class LargeModel:
         limit = settings.max_new_tokens
         for model in self.models:
             ids = prompt_ids(model.chat_model.tokenizer, prompt.messages, raw=self.raw)
-            room = context_of(model.model, FAR) - len(ids)
+            room = context_of(model.model) - len(ids)
             if room < 1:
                 raise DataError(
                     f"prompt {prompt.id!r} has {len(ids)} tokens, but {model.chat_model.name} reads "
@@ -134,7 +139,7 @@ class LargeModel:
 
     def root(self, opened: Opened) -> Hypothesis:
         """The empty reply."""
-        return Hypothesis(ids=(), text="", handle=tuple(tree.tip for tree in opened.trees))
+        return Hypothesis(ids=(), text="", place=Place(tuple(tree.tip for tree in opened.trees)))
 
     def extend(self, wanted: Sequence[Wanted]) -> list[list[Hypothesis]]:
         """The continuations, in the order of the parents. A parent that is finished comes back as it is."""
@@ -152,15 +157,15 @@ class LargeModel:
 
     def _row(self, want: Wanted, parent: Hypothesis) -> _Row:
         left = want.opened.limit - len(parent.ids) if want.tokens is None else want.tokens
-        return _Row(parent, parent.handle, list(parent.ids), 0 if parent.finish else left, parent.logprob)
+        return _Row(parent, parent.place.nodes, list(parent.ids), 0 if parent.finish else left, parent.logprob)
 
     def logits(self, wanted: Sequence[tuple[Opened, Sequence[tuple[Node, ...]]]]) -> tuple[Tensor, dict[Node, int]]:
-        """The logits [N, V] after the handles of hypotheses, once for those that agree; and by a handle's first node
-        which of the N are its own."""
+        """The logits [N, V] after hypotheses, each given as its nodes, once for those that agree; and by a hypothesis's
+        first node which of the N are its own."""
         first: list[Opened] = []  # prompts whose rows are still empty: what follows them is known
         asked: list[tuple[Opened, list[tuple[Node, ...]]]] = []
-        for opened, handles in wanted:
-            distinct = list(dict.fromkeys(handles))
+        for opened, several in wanted:
+            distinct = list(dict.fromkeys(several))
             if distinct[0][0] is opened.trees[0].tip:
                 first.append(opened)
             else:
@@ -236,11 +241,11 @@ class LargeModel:
         parent = row.parent
         if parent.finish:
             return parent
-        text, said = "", Said()
+        text, said = "", NOTHING
         if opened.settings.mode == "published":
             text = self.show(row.ids)
         elif self.speaks:
-            text, said = opened.speaker.go_on(parent.text, parent.said, row.ids)
+            text, said = opened.speaker.go_on(parent.text, parent.place.said, row.ids)
         return Hypothesis(
             ids=tuple(row.ids),
             text=text,
@@ -248,17 +253,15 @@ class LargeModel:
             end=row.end,
             logprob=row.logprob,
             entropy=row.entropy,
-            said=said,
-            handle=row.nodes,
-            marks=parent.marks,
-            marked=parent.marked,
+            place=Place(row.nodes, said),
+            mark=parent.mark,
         )
 
     def keep(self, opened: Opened, hypotheses: Sequence[Hypothesis]) -> None:
         """Forgets what no unfinished one of `hypotheses` goes on from."""
-        live = [hypothesis.handle for hypothesis in hypotheses if hypothesis.finish is None]
+        live = [hypothesis.place.nodes for hypothesis in hypotheses if hypothesis.finish is None]
         for which, tree in enumerate(opened.trees):
-            tree.keep(handle[which] for handle in live)
+            tree.keep(nodes[which] for nodes in live)
 
     def close(self, opened: Opened) -> None:
         for model, tree in zip(self.models, opened.trees):

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from consilience.config import Settings
 from consilience.errors import ConfigError
 from consilience.records import Message
-from consilience.search.texts import NOTHING, Said
+from consilience.search.shape import CHUNK, SUCCESSORS, WIDTH
 
 ENDLESS = 1 << 62  # a chunk that ends with the reply
 
@@ -23,10 +23,10 @@ class SearchSettings(Settings):
     chunk-wise best-of-K.
     """
 
-    width: int = Field(4, ge=1, description="W: hypotheses kept")
-    successors: int = Field(4, ge=1, description="K: continuations sampled of each")
+    width: int = Field(WIDTH, ge=1, description="W: hypotheses kept")
+    successors: int = Field(SUCCESSORS, ge=1, description="K: continuations sampled of each")
     chunk: int | None = Field(
-        5, ge=1, description="L: tokens of the large model to a continuation; None: the whole reply"
+        CHUNK, ge=1, description="L: tokens of the large model to a continuation; None: the whole reply"
     )
     max_new_tokens: int = Field(512, ge=1)
     temperature: float = Field(0.7, ge=0, description="of the large model; 0 takes the likeliest token")
@@ -78,15 +78,12 @@ class Hypothesis:
     text: str  # what the guide reads; half a character at its end is held back
     finish: Finish | None = None
     end: int | None = None  # the end-of-text token that was sampled
-    score: float = 0.0  # the guide's, in nats
+    tokens: int | None = 0  # of the large model, where there are no `ids`; None: the server states no usage
     logprob: float = 0.0  # in the distributions it was drawn from, in nats
     entropy: float = 0.0  # of the distribution that its newest chunk's first token was drawn from, in bits
-    tokens: int | None = 0  # of the large model, where there are no `ids`; None: the server states no usage
-    said: Said = NOTHING  # how much of `ids` is in `text`
-    handle: Any = None  # where the sampling model goes on
-    marks: Any = None  # where the guide goes on
-    marked: int = 0  # so many of `ids` the guide has read
-    is_scored: bool = False  # for good: it is finished
+    place: Any = None  # where the sampling model goes on
+    score: float = 0.0  # the guide's, in nats
+    mark: Any = None  # how far the guide has read, and where it goes on
 
 
 @dataclass(frozen=True, slots=True)

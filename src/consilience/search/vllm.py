@@ -1,6 +1,6 @@
 """The frozen large model under vLLM: chunks by its own scheduler; what beginnings share, its prefix cache has read.
 
-It tells no logits of the whole vocabulary while it writes, so the methods are those that need none (`BLACK_BOX`).
+It tells no logits of the whole vocabulary while it writes, so the methods are those that need none (`corners`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from consilience.models.vllm import Continued, GoOn, VllmModel
 from consilience.rng import seed_of
 from consilience.search.sampling import Wanted
 from consilience.search.settings import Finish, Hypothesis, Prompt, SearchSettings
-from consilience.search.texts import Said, Speaker, completes_stop, prompt_ids, shown
+from consilience.search.texts import NOTHING, Speaker, completes_stop, prompt_ids, shown
 
 
 @dataclass
@@ -58,7 +58,7 @@ class VllmLarge:
 
     def root(self, opened: Opened) -> Hypothesis:
         """The empty reply."""
-        return Hypothesis(ids=(), text="")
+        return Hypothesis(ids=(), text="", place=NOTHING)
 
     def extend(self, wanted: Sequence[Wanted]) -> list[list[Hypothesis]]:
         """The continuations, in the order of the parents; of one parent all in one request."""
@@ -87,16 +87,15 @@ class VllmLarge:
                 break
         if finish is None and len(ids) >= opened.limit:
             finish = Finish.LENGTH
-        text, said = opened.speaker.go_on(parent.text, parent.said, ids) if self.speaks else ("", Said())
+        text, said = opened.speaker.go_on(parent.text, parent.place, ids) if self.speaks else ("", NOTHING)
         return Hypothesis(
             ids=tuple(ids),
             text=text,
             finish=finish,
             end=end,
             logprob=parent.logprob + continued.logprob,
-            said=said,
-            marks=parent.marks,
-            marked=parent.marked,
+            place=said,
+            mark=parent.mark,
         )
 
     def keep(self, opened: Opened, hypotheses: Sequence[Hypothesis]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from consilience.config import parse
 from consilience.errors import pick
 from consilience.rng import seed_of
 from consilience.search import METHODS, Models, Prompt, Searches, SearchSettings, Update
@@ -12,7 +11,7 @@ from consilience.serve.generate import Job, Piece
 
 
 @dataclass(slots=True)
-class _UnderWay:
+class _ReplySearched:
     """One reply that is searched for."""
 
     job: str
@@ -30,7 +29,7 @@ class GuidedSearch:
         # Texts to go on with are read without a chat template, which a search decides for all of its prompts.
         self.chats, self.settings = make(models, settings)
         self.texts, _ = make(replace(models, raw=True), settings)
-        self.under_way: dict[str, _UnderWay] = {}
+        self.under_way: dict[str, _ReplySearched] = {}
         self.hypotheses: dict[str, int] = {}  # of each job
 
     def replies_of(self, job: Job) -> int:
@@ -49,7 +48,7 @@ class GuidedSearch:
                 id_ = f"{job.id}/{choice}"
                 seed = seed_of(job.sampling.seed, "serve", str(choice))
                 self._search_of(job).add(Prompt(id_, job.messages, seed, stream="serve"), settings)
-                self.under_way[id_] = _UnderWay(job.id, choice)
+                self.under_way[id_] = _ReplySearched(job.id, choice)
         except Exception:
             self.drop(job.id)
             raise
@@ -85,6 +84,7 @@ class GuidedSearch:
         return self.texts if job.goes_on else self.chats
 
     def _settings(self, job: Job) -> SearchSettings:
+        """The server's, and what the request says, which was checked when it came."""
         own = job.sampling
         asked = {
             "max_new_tokens": own.max_tokens,
@@ -93,4 +93,4 @@ class GuidedSearch:
             "top_k": own.top_k,
             "stop": own.stop,
         }
-        return parse(self.settings.model_dump() | asked | job.search.named, SearchSettings, where="request")
+        return self.settings.model_copy(update=asked | job.search.named)
