@@ -161,6 +161,10 @@ def test_a_prompt_that_does_not_fit_is_a_status(command: Callable[..., Any], pro
         ({"mode": "publish"}, "'default' or 'published', got 'publish'"),
         ({"mode": "published", "method": "aligntree"}, "--mode published is of cbs and best-of-n, not of aligntree"),
         ({"guide": None}, "sample and beam need none"),
+        ({"concurrency": 3}, "--concurrency is for a model behind --endpoint. Give its URL."),
+        ({"tokenizer": "t", "price": "1:2"}, "--tokenizer and --price are for a model behind --endpoint"),
+        ({"dry_run": ""}, "--dry-run is for a model behind --endpoint"),
+        ({"engine_option": "max_model_len=5"}, "engine_options are vLLM's"),
     ],
 )
 def test_the_way_out_is_said(command: Callable[..., Any], changes: dict[str, Any], says: str) -> None:
@@ -175,3 +179,34 @@ def test_options_that_a_recipe_does_not_heed_are_refused(consilience: Callable[.
     assert answer.code == 2
     assert "Leave out --width, --max-new-tokens, or use --set" in answer.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_without_any_reply_fails(command: Callable[..., Any], prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text(json.dumps({"prompt": "river " * 3000}) + "\n")
+    answer = command(json="")
+    assert answer.code == 2
+    assert "none of the 1 prompts has a reply. The first: prompt '0' has" in answer.err
+    assert answer.json["status"] == {"refused": 1}
+    assert answer.json["gave_up"] in answer.err
+    assert [row["status"] for row in rows_of(tmp_path / "replies.jsonl")] == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"question": "?", "id": 3}\n', "line 1: neither 'prompt' nor 'messages', but question, id."),
+        (b"{}\n", "line 1: neither 'prompt' nor 'messages', but nothing."),
+        (b'{"prompt": 3}\n', "line 1: 'prompt' is int, expected text."),
+        (b"\x80\x81\xff" * 9, "prompts.jsonl: not readable as UTF-8 text"),
+        (b"", "holds no prompts"),
+    ],
+    ids=["other keys", "no keys", "a number", "binary", "empty"],
+)
+def test_a_file_of_other_things(
+    command: Callable[..., Any], prompts: Path, tmp_path: Path, content: bytes, says: str
+) -> None:
+    prompts.write_bytes(content)
+    answer = command()
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert says in answer.err
+    assert not (tmp_path / "replies.jsonl").exists()

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from serving import NAME, Running, serving
 
 from consilience.models import load_model
+from consilience.models.endpoint import Request
+from consilience.models.endpoint.server import Server
 from consilience.search import SearchSettings
 from consilience.search.blackbox import cost_of
 from fake_endpoint import Reply, fake_server
@@ -131,6 +133,30 @@ def test_chats_are_gone_on_with_where_the_server_says_so(command: Callable[..., 
     assert [row["status"] for row in rows(command)] == ["stop"] * 3
 
 
+def test_a_server_that_refuses_a_reply_at_the_end_except_as_a_prefix(command: Callable[..., Any]) -> None:
+    """As Mistral's does: what goes on with `prefix` needs no other proof."""
+
+    def strict(body: dict[str, Any], nth: int) -> Reply:
+        last = body["messages"][-1]
+        if "continue_final_message" in body or (last["role"] == "assistant" and not last.get("prefix")):
+            return Reply({"error": {"message": "Expected last role User", "type": "invalid_request_error"}}, 400)
+        return letters(body | {"seed": body.get("seed", 0)}, nth)
+
+    with fake_server(strict) as server:
+        answer = command(server.url)
+    assert answer.code == 0, answer.err
+    assert [row["status"] for row in rows(command)] == ["stop"] * 3
+
+
+def test_a_budget_that_is_spent_before_it_is_known_how_to_go_on(command: Callable[..., Any]) -> None:
+    """The first call may cost 9 bytes, 128 of a template and 24 tokens, and says it took 31; the question costs 222."""
+    with fake_server(letters) as server:
+        answer = command(server.url, limit=1, budget_tokens=200, json="")
+    assert answer.code == 2
+    assert answer.json["status"] == {"over_budget": 1}
+    assert "With a larger budget the same command goes on" in answer.err
+
+
 def test_a_server_that_begins_anew_is_not_searched_behind(command: Callable[..., Any]) -> None:
     def ignores(body: dict[str, Any], nth: int) -> Reply:
         return letters(body | {"seed": 1, "messages": body["messages"][:1]}, nth)
@@ -232,15 +258,61 @@ def test_what_gets_no_answer_has_a_status_and_is_asked_again(command: Callable[.
         assert len(server.asked) - before <= 4  # the first chunk of y was answered already
 
 
+def test_no_reply_at_all_is_a_failure(command: Callable[..., Any], world: Path) -> None:
+    with fake_server(lambda body, nth: Reply({"error": {"message": "no", "type": "x"}}, 422)) as server:
+        answer = command(server.url, tokenizer=world / "pivot", json="")
+    assert answer.code == 2
+    assert "none of the 3 prompts has a reply. The first: HTTP 422: no. The same command asks again." in answer.err
+    assert answer.json["status"] == {"api_error": 3}
+    assert [row["status"] for row in rows(command)] == ["api_error"] * 3
+
+
+def test_a_url_that_lacks_its_end(command: Callable[..., Any], ours: Running) -> None:
+    answer = command(ours.url, concurrency=1)
+    assert answer.code == 2
+    assert f"does not answer: HTTP 404: no such path: /chat/completions (model 'tiny' at {ours.url})." in answer.err
+    assert f"The base of most servers ends in /v1: try {ours.url}/v1." in answer.err
+
+
+def test_a_web_page_is_no_answer_and_not_asked_for_again(command: Callable[..., Any], world: Path) -> None:
+    with fake_server(lambda body, nth: Reply(b"<!doctype html><p>Hello</p>")) as server:
+        answer = command(server.url, tokenizer=world / "pivot", concurrency=1)
+    assert answer.code == 2
+    assert "does not answer: the answer is a web page, and no JSON. The same command" in answer.err
+    assert len(server.asked) == 1
+
+
+def test_nobody_listens(command: Callable[..., Any], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is said at once; after a request's last attempt no other prompt is asked."""
+    attempts = []
+
+    def ask(server: Server, request: Request, n: int) -> Any:
+        attempts.append(request)
+        return asks(server, request, n)
+
+    asks = Server.ask
+    monkeypatch.setattr(Server, "ask", ask)
+    monkeypatch.setattr("consilience.models.endpoint.client.backoff_s", lambda attempt, **how: 0.001)
+    with fake_server(letters) as server:
+        url = server.url
+    answer = command(url, tokenizer=world / "pivot", batch=1, json="")
+    assert answer.code == 2
+    assert answer.err.count("cannot be reached ([Errno 111] Connection refused); trying again for") == 1
+    assert f"{NAME} at {url} does not answer: {url} cannot be reached" in answer.err
+    assert answer.json["status"] == {"api_error": 3}
+    assert len(attempts) == 7  # one prompt's, of three
+
+
 def test_a_budget(command: Callable[..., Any], world: Path) -> None:
     with fake_server(letters) as server:
         options = {"tokenizer": world / "pivot", "price": "1:2", "batch": 1, "json": ""}
         answer = command(server.url, budget_tokens=400, **options)
-        assert answer.code == 0, answer.err
+        assert answer.code == 2
+        assert "With a larger budget the same command goes on from here" in answer.err
         assert answer.json["status"] == {"stop": 2, "over_budget": 1}
         assert "0.000864 in money" in answer.err  # 432 tokens in at 1 (3 prompts of 24), 216 out at 2, for a million
         more = command(server.url, budget_tokens=4000, **options)
-    assert more.json["status"] == {"stop": 3}
+    assert (more.code, more.json["status"]) == (0, {"stop": 3})
 
 
 @pytest.mark.parametrize(
@@ -254,7 +326,7 @@ def test_a_budget(command: Callable[..., Any], world: Path) -> None:
         ({"budget": 3}, "needs `price"),
         ({"api_key_env": "UNSET_KEY_OF_A_SERVER"}, "UNSET_KEY_OF_A_SERVER is not set"),
         ({"endpoint": "ftp://x"}, "expected the base of an HTTP API"),
-        ({"endpoint": None, "price": "1:1"}, "are for a model behind --endpoint"),
+        ({"endpoint": None, "price": "1:1"}, "--price is for a model behind --endpoint"),
     ],
 )
 def test_what_is_refused(command: Callable[..., Any], changes: dict[str, Any], says: str) -> None:
