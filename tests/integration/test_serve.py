@@ -21,7 +21,9 @@ import pytest
 from huggingface_hub import InferenceClient
 from serving import NAME, Running, chat, command, post, serving, until
 
+from consilience import __version__
 from consilience.serve.jobs import Served
+from consilience.serve.start import ServeSettings, prepare
 
 ASKED: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "Tell me line 1"}], "max_tokens": 12}
 ENDLESS = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
@@ -383,6 +385,21 @@ def test_a_request_that_takes_too_long(world: Path) -> None:
         assert running.load == (0, 0)
 
 
+def test_paths_that_vllm_s_server_has_beside_openai_s(world: Path) -> None:
+    with serving(world / "finch", guard={"key": "secret"}) as running:
+        assert httpx.get(f"{running.url}/ping").status_code == httpx.post(f"{running.url}/ping").status_code == 200
+        assert httpx.get(f"{running.url}/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "bfloat16"), ("half", "float16"), ("float", "float32")])
+def test_names_of_number_formats_that_vllm_has(world: Path, tmp_path: Path, asked: str, got: str) -> None:
+    shutil.copytree(world / "finch", tmp_path / "finch")
+    config = json.loads((tmp_path / "finch" / "config.json").read_text())
+    (tmp_path / "finch" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    ready = prepare(ServeSettings(model=str(tmp_path / "finch"), dtype=asked))
+    assert str(ready.engine.generator.chat_model.model.dtype) == f"torch.{got}"  # type: ignore[attr-defined]
+
+
 def test_a_model_without_chat_template(world: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(world / "finch", bare)
@@ -430,6 +447,36 @@ def test_the_command_with_curl_and_its_end(world: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+def test_the_line_to_try_works_as_it_stands(world: Path, tmp_path: Path) -> None:
+    awkward = tmp_path / "the finch's model"
+    shutil.copytree(world / "finch", awkward)
+    with command(awkward, "--api-key-env", "MY_KEY", env=os.environ | {"MY_KEY": "s3cret"}) as (process, _):
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("try      curl ")
+        shell = ["bash", "-c", line.removeprefix("try      ").replace("curl", "curl -sS", 1)]
+        tried = subprocess.run(shell, check=True, capture_output=True, text=True, env=os.environ | {"MY_KEY": "s3cret"})
+        reply = json.loads(tried.stdout)
+        assert reply["model"] == str(awkward)
+        assert 0 < reply["usage"]["completion_tokens"] <= 64
+
+
+def test_whoever_cannot_wait_says_so_twice(world: Path) -> None:
+    words = (world / "finch", "--served-model-name", NAME, "--grace", "600", "--no-access-log")
+    with command(*words) as (process, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = iter(client.chat.completions.create(**ASKED | ENDLESS, stream=True))
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "stopping: 1 request may finish within 600 s; Ctrl-C once more ends them" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        assert process.wait(15) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_the_end_of_the_grace_time(world: Path) -> None:
     with command(world / "finch", "--served-model-name", NAME, "--grace", "1") as (process, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -467,6 +514,8 @@ def test_what_stops_the_command_before_it_listens(consilience: Callable[..., Any
         ((world / "finch", "--max-model-len", "1"), "--max-model-len"),
         ((world / "finch", "--max-num-seqs", "0"), "--max-num-seqs"),
         ((world / "finch", "--generation-config", "vllm"), "--generation-config"),
+        ((world / "finch", "--request-timeout", "nan"), "--request-timeout is nan; it must be above 0"),
+        ((world / "finch", "--max-waiting", "-1"), "--max-waiting is -1; it must be above 0"),
     ):
         refused = consilience("serve", *words, "--port", 0)
         assert refused.code == 2, refused.err

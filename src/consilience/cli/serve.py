@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
-from consilience.cli.search import pair_of
+from consilience.cli.given import given, refuse
+from consilience.cli.options import pair_of
 from consilience.errors import BackendError, ConfigError
+from consilience.search.shape import CHUNK, SUCCESSORS, WIDTH
 
 DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
+OF_A_GUIDE = ("method", "width", "successors", "chunk")
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A local Hugging Face folder or a hub name.")],
     guide: Annotated[
         str | None, typer.Option(metavar="TUNED:UNTUNED", help="Search replies, guided by a small pair.")
     ] = None,
     method: Annotated[str, typer.Option(help="With a guide: cbs | best-of-n | eft | sample.")] = "cbs",
-    width: Annotated[int, typer.Option(help="With a guide: W, hypotheses kept.")] = 4,
-    successors: Annotated[int, typer.Option(help="With a guide: K, continuations of each.")] = 4,
-    chunk: Annotated[int, typer.Option(min=0, help="With a guide: L, tokens at a time; 0 is the whole reply.")] = 5,
+    width: Annotated[int, typer.Option(help="With a guide: W, hypotheses kept.")] = WIDTH,
+    successors: Annotated[int, typer.Option(help="With a guide: K, continuations of each.")] = SUCCESSORS,
+    chunk: Annotated[int, typer.Option(min=0, help="With a guide: L, tokens at a time; 0 is the whole reply.")] = CHUNK,
     host: Annotated[
         str, typer.Option(help="Where to listen. Others reach 0.0.0.0, too: set an API key.")
     ] = "127.0.0.1",
@@ -44,7 +51,7 @@ def serve(
         float, typer.Option(metavar="SECONDS", help="Of one request, waiting included.")
     ] = 600.0,
     grace: Annotated[float, typer.Option(metavar="SECONDS", help="For requests in progress when told to stop.")] = 30.0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")] = "float32",
     generation_config: Annotated[
         str, typer.Option(help="auto: temperature, top_p ... of the model where a request has none. none: OpenAI's.")
     ] = "auto",
@@ -65,6 +72,12 @@ def serve(
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise BackendError(f"serve needs {' and '.join(missing)}. Install it: pip install 'consilience[serve]'.")
+    if guide is None:
+        refuse(given(context, OF_A_GUIDE), "of a search. Give --guide TUNED:UNTUNED.")
+    if not 0 <= grace < math.inf:
+        raise ConfigError(f"--grace is {grace:g}; expected seconds, 0 or more.")
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", api_key_env):  # perhaps the key itself: it is not repeated
+        raise ConfigError("--api-key-env takes the name of an environment variable that holds the key, not the key.")
     key = os.environ.get(api_key_env, "")
     if not key and api_key_env != DEFAULT_KEY_ENV:
         raise ConfigError(f"the environment variable {api_key_env} of --api-key-env holds no key. Set it.")
@@ -119,19 +132,17 @@ def serve(
 
 def _opening(about: dict[str, Any], notes: list[str], served: Any) -> str:
     chat = bool(served.tokenizer.chat_template)
-    path, asked = (
-        ("chat/completions", '"messages": [{"role": "user", "content": "Hello"}]')
-        if chat
-        else ("completions", '"prompt": "Hello"')
-    )
+    path = "chat/completions" if chat else "completions"
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]} if chat else {"prompt": "Hello"}
     key = f' -H "Authorization: Bearer ${about["api_key_env"]}"' if about["api_key_env"] else ""
-    body = json.dumps({"model": about["model"]})[:-1] + f", {asked}}}"
+    # Without a limit a chat may fill the context, which takes a while where every reply is searched for.
+    body = shlex.quote(json.dumps({"model": about["model"]} | asked | {"max_tokens": 64}))
     lines = [
         f"model    {about['model']} ({about['max_model_len']} tokens of prompt and reply)",
         *([f"guide    {_guided(served.about)}"] if served.about else []),
         *(f"note     {note}" for note in notes),
         f"listens  {about['url']}  (OpenAI's API; stop with Ctrl-C)",
-        f"try      curl {about['url']}/{path}{key} -H 'Content-Type: application/json' -d '{body}'",
+        f"try      curl {about['url']}/{path}{key} -H 'Content-Type: application/json' -d {body}",
     ]
     return "\n".join(lines)
 

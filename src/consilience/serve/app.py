@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from consilience import __version__
 from consilience.serve.engine import SHUTTING_DOWN, Engine, QueueFull, Stopping
 from consilience.serve.generate import Failure, Job, Piece
 from consilience.serve.guard import SILENT, App, Guard, Receive, Scope, Send
@@ -31,7 +32,7 @@ FAILURES: dict[Failure, tuple[int, str | None]] = {
     Failure.STOPPING: (503, "stopping"),
     Failure.BROKEN: (500, None),
 }
-OPEN_PATHS = ("/health", "/metrics")
+OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
 WRONG_PATH = {404: (NOT_FOUND, "unknown_url"), 405: (INVALID, "method_not_supported")}
 
 
@@ -44,15 +45,21 @@ def make_app(
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> App:
-    """The application: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics."""
+    """The application: /v1/chat/completions, /v1/completions, /v1/models, /health, /ping, /version, /metrics."""
     # FastAPI's pages load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     jobs = Jobs(served)
     desk = _Desk(served, engine, jobs)
 
     @app.get("/health")
+    @app.get("/ping")
+    @app.post("/ping")
     async def health() -> Response:
         return Response(status_code=503 if engine.stopping or not engine.thread.is_alive() else 200)
+
+    @app.get("/version")
+    async def version() -> Response:
+        return _json({"version": __version__})
 
     @app.get("/metrics")
     async def numbers() -> Response:

@@ -81,12 +81,13 @@ class Engine:
         self.stopping = True
         self.closes_at = min(self.closes_at, time.monotonic() + grace_s)
 
-    def stop(self) -> None:
-        """Gives up what there is, and ends the thread."""
+    def stop(self, *, waits: bool = True) -> None:
+        """Gives up what there is, and ends the thread; where it `waits`, when its step is done."""
         self.wind_up(0)
         with self.changed:
             self.changed.notify()
-        self.thread.join()
+        if waits:
+            self.thread.join()
 
     @property
     def load(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from consilience.errors import ConfigError
 from consilience.serve.engine import Engine
 from consilience.serve.guard import App
 
+log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 65
 CLOSING_S = 5  # for what is given up to be told so
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -62,10 +64,22 @@ class Server(uvicorn.Server):
             )
         )
         self.engine, self.grace_s = engine, grace_s
+        self.is_impatient = False  # whoever stops it has said so twice
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.engine.wind_up(self.grace_s)
-        super().handle_exit(sig, frame)
+        """A first signal lets requests in progress finish within the grace time, a second one ends them with an error,
+        a third one waits for nothing."""
+        self.force_exit, self.is_impatient = self.is_impatient, self.should_exit
+        self.engine.wind_up(0 if self.should_exit else self.grace_s)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says what is waited for, and does so."""
+        in_progress = sum(self.engine.load)
+        if in_progress and self.grace_s:
+            requests = "1 request" if in_progress == 1 else f"{in_progress} requests"
+            log.info("stopping: %s may finish within %g s; Ctrl-C once more ends them", requests, self.grace_s)
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,5 +102,5 @@ def run(server: Server, bound: socket.socket, *, on_ready: Callable[[], None] = 
         on_ready()
         server.run(sockets=[bound])
     finally:
-        server.engine.stop()
+        server.engine.stop(waits=not server.force_exit)
         bound.close()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from consilience.config import parse
 from consilience.errors import ConfigError, pick
 from consilience.models import ChatModel, context_of, load_model
+from consilience.models.load import DTYPES, read_config
 from consilience.search import METHODS, Guide, Models, SearchSettings, TreeModel
+from consilience.search.shape import CHUNK, SUCCESSORS, WIDTH
 from consilience.serve.engine import Engine
 from consilience.serve.generate import SEARCH_SETTINGS, Generator
 from consilience.serve.guided import GuidedSearch
@@ -17,9 +19,9 @@ from consilience.serve.jobs import Reader, Served
 from consilience.serve.metrics import Metrics
 from consilience.serve.plain import PlainSampling
 
-FAR = 1 << 20  # positions of a model that states no limit
 SAMPLED_BY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SERVED_METHODS = ("cbs", "best-of-n", "eft", "sample")  # beam heeds no temperature or seed, aligntree streams nothing
+SAME_DTYPE = {"half": "float16", "float": "float32"}  # vLLM's other names
 GENERATION_CONFIGS = ("auto", "none")
 
 
@@ -38,13 +40,13 @@ class ServeSettings:
     trust_remote_code: bool = False
     guide: tuple[str, str] | None = None  # tuned and untuned
     method: str = "cbs"
-    width: int = 4
-    successors: int = 4
-    chunk: int | None = 5  # None: the whole reply
+    width: int = WIDTH
+    successors: int = SUCCESSORS
+    chunk: int | None = CHUNK  # None: the whole reply
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_waiting", "request_timeout_s"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN neither
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; it must be above 0.")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"--max-model-len is {self.max_model_len}; a prompt and a reply need 2 tokens at least.")
@@ -66,26 +68,36 @@ class Ready:
 
 def prepare(settings: ServeSettings) -> Ready:
     """Loads what is served. Raises `BackendError` and `ConfigError`."""
-    search = _search_settings(
-        settings
-    )  # what is wrong with it, or with the small pair, shows before a large model loads
+    search = _search_settings(settings)
+    pair = _load_pair(settings)  # what is wrong with it shows before a large model is loaded
+    chat_model = _load(settings, settings.model)
+    defaults, not_applied = _defaults(settings, search, chat_model)
+    served = _served(settings, chat_model, defaults)
+    generator: Generator
+    if pair:
+        tuned, untuned = pair
+        models = Models(TreeModel(chat_model), tuned, untuned)
+        generator = guided = GuidedSearch(models, search, method=settings.method, max_replies=settings.max_num_seqs)
+        served = _guided(served, guided, models, settings)
+    else:
+        generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
+    metrics = Metrics()
+    engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
+    return Ready(served, engine, metrics, tuple(_notes(settings, served, chat_model, not_applied)))
+
+
+def _load_pair(settings: ServeSettings) -> list[TreeModel]:
+    """Tuned and untuned, or nothing. Raises `ConfigError` where they have different tokenizers."""
     pair = [TreeModel(_load(settings, name)) for name in settings.guide or ()]
     if pair:
         Guide(*pair)
-    chat_model = _load(settings, settings.model)
-    positions = context_of(chat_model.model, FAR)
-    notes = []
-    if settings.max_model_len and settings.max_model_len > positions:
-        notes.append(f"--max-model-len {settings.max_model_len} exceeds the model's {positions} positions, which hold")
-    if not chat_model.tokenizer.chat_template:
-        notes.append("the model has no chat template: /v1/chat/completions refuses, /v1/completions works")
-    defaults, not_applied = _defaults(settings, search, chat_model)
-    if not_applied:
-        notes.append(f"of the model's generation_config.json {', '.join(not_applied)} is not applied")
-    if defaults:
-        told = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
-        notes.append(f"where a request does not say otherwise: {told}")
-    served = Served(
+    return pair
+
+
+def _served(settings: ServeSettings, chat_model: ChatModel, defaults: Mapping[str, float]) -> Served:
+    """The model as clients see it, without a guide."""
+    positions = context_of(chat_model.model)
+    return Served(
         name=settings.served_model_name or settings.model,
         tokenizer=chat_model.tokenizer,
         context=min(settings.max_model_len or positions, positions),
@@ -93,19 +105,25 @@ def prepare(settings: ServeSettings) -> Ready:
         most_replies=settings.max_num_seqs,
         defaults=defaults,
     )
-    generator: Generator
-    if pair:
-        models = Models(TreeModel(chat_model), tuned=pair[0], untuned=pair[1])
-        generator = guided = GuidedSearch(models, search, method=settings.method, max_replies=settings.max_num_seqs)
-        served = _guided(served, guided, models, settings)
-        for reader in served.guides:
-            if chat_model.tokenizer.chat_template and not reader.tokenizer.chat_template:
-                notes.append(f"the guide {reader.name} has no chat template: /v1/chat/completions refuses")
-    else:
-        generator = PlainSampling(chat_model, max_replies=settings.max_num_seqs)
-    metrics = Metrics()
-    engine = Engine(generator, max_waiting=settings.max_waiting, timeout_s=settings.request_timeout_s, metrics=metrics)
-    return Ready(served, engine, metrics, tuple(notes))
+
+
+def _notes(
+    settings: ServeSettings, served: Served, chat_model: ChatModel, not_applied: tuple[str, ...]
+) -> Iterator[str]:
+    """What a person who starts the server should know."""
+    positions = context_of(chat_model.model)
+    if settings.max_model_len and settings.max_model_len > positions:
+        yield f"--max-model-len {settings.max_model_len} exceeds the model's {positions} positions, which hold"
+    if not served.tokenizer.chat_template:
+        yield "the model has no chat template: /v1/chat/completions refuses, /v1/completions works"
+    if not_applied:
+        yield f"of the model's generation_config.json {', '.join(not_applied)} is not applied"
+    if served.defaults:
+        told = ", ".join(f"{name} {value:g}" for name, value in served.defaults.items())
+        yield f"where a request does not say otherwise: {told}"
+    for guide in served.guides:
+        if served.tokenizer.chat_template and not guide.tokenizer.chat_template:
+            yield f"the guide {guide.name} has no chat template: /v1/chat/completions refuses"
 
 
 def _guided(served: Served, guided: GuidedSearch, models: Models, settings: ServeSettings) -> Served:
@@ -120,9 +138,7 @@ def _guided(served: Served, guided: GuidedSearch, models: Models, settings: Serv
     return replace(
         served,
         replies_of=guided.replies_of,
-        guides=tuple(
-            Reader(name=one.name, tokenizer=one.tokenizer, context=context_of(one.model, FAR)) for one in pair
-        ),
+        guides=tuple(Reader(name=one.name, tokenizer=one.tokenizer, context=context_of(one.model)) for one in pair),
         overrides=settings.method == "cbs",
         about={"guide": ":".join(one.name for one in pair), "method": settings.method} | shown,
     )
@@ -135,7 +151,11 @@ def _search_settings(settings: ServeSettings) -> SearchSettings:
 
 
 def _load(settings: ServeSettings, name: str) -> ChatModel:
-    return load_model(name, dtype=settings.dtype, code=settings.trust_remote_code)
+    dtype = SAME_DTYPE.get(settings.dtype, settings.dtype)
+    if dtype == "auto":
+        stated = str(read_config(name, code=settings.trust_remote_code).dtype).removeprefix("torch.")
+        dtype = stated if stated in DTYPES else "float32"
+    return load_model(name, dtype=dtype, code=settings.trust_remote_code)
 
 
 def _defaults(
