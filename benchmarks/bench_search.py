@@ -2,6 +2,7 @@
 
     python benchmarks/bench_search.py [--reference CLONE [--reference-packages DIR]] [--settings NAME ...]
                                       [--repeats 2] [--json]
+    python benchmarks/bench_search.py --wall 8b [--repeats 2] [--json]     on a GPU: wall time over plain sampling's
 
 Random models of 30 and 5 million parameters, one prompt, 128 new tokens, nothing ends, float32, one thread. CLONE is
 one of github.com/ZHZisZZ/weak-to-strong-search; DIR holds transformers 4.41, which it was written for (see
@@ -37,6 +38,7 @@ from consilience.models import ChatModel
 from consilience.records import Message
 from consilience.search import METHODS, Models, Prompt, Result, SearchSettings, TreeModel, search
 from published_search import models_of, prompt_of
+from search_wall import WALL, wall, wall_table_of
 
 TOKENS = 128
 LARGE, SMALL = [8, 512], [4, 256]
@@ -57,8 +59,15 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--wall", choices=WALL)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if asked.wall:
+        timed = wall(asked.wall, asked.repeats)
+        Console(width=150).print(wall_table_of(timed))
+        if asked.json:
+            print(json.dumps(timed))
+        return
     torch.set_num_threads(1)
     found = {name: measure(job_of(name, asked), asked) for name in asked.settings}
     Console(width=150).print(table_of(found))
