@@ -97,7 +97,7 @@ def main() -> None:
         assert isinstance(engine, LocalEngine)
         coder = Coder(engine, book, StrategySettings(kind="zero_shot"))
         coder.code(ids[:2], texts[:2])  # loads, compiles, and checks itself
-        prompts, _ = coder._prompts([coder.ask(text) for text in texts], ids)
+        prompts, _ = coder._prompts(coder.asks(texts), ids)
         tokenizer = engine.sampler.chat_model.tokenizer
         options, dropped = option_ids(tokenizer, prompts[0], LABELS)
         longest = max(map(len, options))

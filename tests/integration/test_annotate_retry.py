@@ -87,10 +87,24 @@ def test_errors_alone_are_coded_again(tmp_path: Path, consilience: Command) -> N
         broken.clear()
         assert "ended in an error" not in consilience("annotate", "run", project, "--retry").out
         asked = len(server.asked)
-        assert consilience("annotate", "run", project, "--retry").code == 0
-        assert len(server.asked) == asked  # nothing is left to code again
+        nothing = consilience("annotate", "run", project, "--retry")
+        assert nothing.code == 0
+        assert "there is nothing to code again" in nothing.out
+        assert len(server.asked) == asked
+        summary = consilience("annotate", "run", project, "--json").json["configurations"]["served.zero_shot"]
+        assert [round_["texts"] for round_ in summary["coded_again"]] == [4, 1]
     assert not [*project.glob("*.alive")]
     assert {entry.suffix for entry in (project / "labels").iterdir()} == {".jsonl", ".json", ".lock"}
+
+
+def test_a_first_run_with_retry_codes_nothing_twice(tmp_path: Path, consilience: Command) -> None:
+    with fake_server(lambda body, nth: Reply(choices("no"))) as server:
+        project = make_project(tmp_path / "p", server.url)
+        assert consilience("annotate", "freeze", project).code == 0
+        ran = consilience("annotate", "run", project, "--retry")
+        assert "there is nothing to code again" in ran.out
+        record = json.loads((project / "labels" / "served.zero_shot.json").read_text())
+        assert record["coded_again"] == []
 
 
 def test_a_server_that_goes_away_keeps_what_was_coded_again(tmp_path: Path, consilience: Command) -> None:
@@ -131,6 +145,6 @@ def test_lines_take_their_places_wherever_that_was_stopped(stopped: str, tmp_pat
     path.write_text(old if stopped == "before" else new)
     if stopped != "after":  # between: the file was replaced, and what replaced it not removed
         again.write_text(lines(("t1", "ok"), ("t2", "error")) + '{"id": "t')
-    put_in_place(path, again)
+    assert put_in_place(path, again) == {"before": 2, "between": 0, "after": 0}[stopped]
     assert path.read_text() == new
     assert not again.exists()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -24,9 +25,10 @@ import numpy as np
 
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED, JOINT, Codebook, Level
-from consilience.annotate.spans import Span, read_spans, runs
+from consilience.annotate.spans import Span, merged, read_spans, runs
 from consilience.stats import Estimate, gwet_ac, krippendorff_alpha, mean, observed_agreement, share_interval
 from consilience.stats.agreement import overlap_f1
+from consilience.stats.unitizing import unitizing_alpha
 
 Make = Callable[[float], Estimate]  # from the level of the interval
 Rows = Sequence[Sequence[str | None]]
@@ -112,7 +114,7 @@ def agreement(codings: Codings, design: Design) -> dict[str, Make]:
     if codings.scale == "text":
         return found
     if codings.scale == "spans":
-        return found | _over_characters(codings, design)
+        return found | _over_characters(codings, design) | _over_units(codings, design)
     found[f"Krippendorff's alpha ({codings.scale})"] = lambda level: krippendorff_alpha(
         ratings, design.clusters, scale=codings.scale, categories=categories or None, **whole, level=level
     )
@@ -230,6 +232,24 @@ def _over_characters(codings: Codings, design: Design) -> dict[str, Make]:
             level=level,
         ),
     }  # fmt: skip
+
+
+def _over_units(codings: Codings, design: Design) -> dict[str, Make]:
+    """Unitizing alphas: of what is marked as whole units, and where there are several labels of the labels too."""
+    marked = [[None if isinstance(cell, str) else cell for cell in row] for row in codings.ratings]
+
+    def alpha(about: str, of: Callable[[Sequence[Span]], Sequence[Span]]) -> Make:
+        units = [[None if cell is None else of(cell) for cell in row] for row in marked]
+        return lambda level: unitizing_alpha(
+            units, codings.lengths, design.clusters, about=about, item_weights=design.weights,
+            unit_kind=design.unit_kind, level=level,
+        )  # fmt: skip
+
+    found = {"Krippendorff's |u-alpha (units)": alpha("units", partial(merged, labels=False))}
+    if len({span.label for row in marked for cell in row for span in cell or ()}) > 1:
+        found["Krippendorff's u-alpha (units and labels)"] = alpha("units and labels", merged)
+        found["Krippendorff's cu-alpha (labels of what both marked)"] = alpha("labels", merged)
+    return found
 
 
 def _is_status(value: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from consilience.annotate.answers import Status, read_answer
 from consilience.annotate.codebook import JOINT, Codebook, Level
 from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import Engine, Failures, Messages
-from consilience.annotate.examples import Embed, chooser_of
+from consilience.annotate.examples import Choose, Embed, chooser_of
 from consilience.annotate.injection import flags_of
 from consilience.annotate.recipe import StrategySettings, refuse_unreadable
 from consilience.annotate.strategies import NONE, STRATEGIES, Ask, Asked, Shot, Wording, answer_of
@@ -123,20 +123,23 @@ class Coder:
         """The answers that there are to choose from."""
         return self.codebook.names or self.codebook.numbers
 
-    def ask(self, text: str, *, order: tuple[int, ...] = (), format: str | None = None) -> Ask:
-        """What the strategy is given for one text."""
+    def asks(self, texts: Sequence[str], *, order: tuple[int, ...] = (), format: str | None = None) -> list[Ask]:
+        """What the strategy is given for each text."""
         own = "letter" if self.strategy.answer == "letters" else self.strategy.format
         if self.strategy.answer == "constrained" and not self.reads_probabilities:
             own = "json"  # what decoding is constrained to
-        return Ask(
-            codebook=self.codebook,
-            text=text,
-            wording=self.wording,
-            format=format or own,
-            order=order,
-            shots=self._shots(text),
-            persona=self.strategy.persona,
-        )
+        return [
+            Ask(
+                codebook=self.codebook,
+                text=text,
+                wording=self.wording,
+                format=format or own,
+                order=order,
+                shots=shots,
+                persona=self.strategy.persona,
+            )
+            for text, shots in zip(texts, self._shots(texts), strict=True)
+        ]
 
     def scores(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Scored:
         """Log-probabilities of the answers before correction.
@@ -147,7 +150,7 @@ class Coder:
         failures: Failures = {}
         raw: list[tuple[str, ...]] = [() for _ in texts]
         for number, order in enumerate(self.orders()):
-            asks = [self.ask(text, order=order) for text in texts]
+            asks = self.asks(texts, order=order)
             prompts, reasoning = self._prompts(asks, [f"{id_}/{number}" for id_ in ids or map(str, range(len(texts)))])
             scores_NK, failed = self.engine.score(prompts, [answer_of(asks[0], name) for name in self.values])
             scores_RNK.append(scores_NK)
@@ -164,7 +167,7 @@ class Coder:
         return [tuple((place + turn) % count for place in range(count)) for turn in dict.fromkeys(turns)] or [()]
 
     @cached_property
-    def _shots(self) -> Callable[[str], tuple[Shot, ...]]:
+    def _shots(self) -> Choose:
         return chooser_of(self.strategy.choose, self.pool, self.strategy.shots, self.seed, self.embed)
 
     def _by_scores(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
@@ -203,7 +206,7 @@ class Coder:
         failures: Failures = {}
         raw: list[tuple[str, ...]] = [() for _ in texts]
         for name in names:
-            asks = [self.ask(text, format=f"label:{name}") for text in texts]
+            asks = self.asks(texts, format=f"label:{name}")
             prompts, reasoning = self._prompts(asks, [f"{id_}/{name}" for id_ in ids])
             scores_N2, failed = self.engine.score(prompts, ("yes", "no"))
             scores_KN2.append(scores_N2)
@@ -232,7 +235,7 @@ class Coder:
     def _by_replies(self, ids: Sequence[str], texts: Sequence[str]) -> list[Annotation]:
         """Every sample is a draw of its own, with a reasoning of its own where the strategy reasons first."""
         draws = self.strategy.samples
-        asks = [self.ask(text) for text in texts]
+        asks = self.asks(texts)
         reasons = bool(STRATEGIES[self.strategy.kind](asks[0]).then)
         whole = draws if reasons else 1  # draws of reasoning and answer; else those of a prompt are asked for at once
         keys = [id_ if whole == 1 else f"{id_}/{draw}" for id_ in ids for draw in range(whole)]

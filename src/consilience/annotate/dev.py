@@ -212,7 +212,7 @@ def _errors(coded: Sequence[Coded], texts: Mapping[str, str]) -> list[dict[str, 
 def example_prompt(coder: Coder, text: str) -> list[dict[str, str]]:
     """What the model is asked about `text`, turn by turn, for people to look at."""
     order = coder.orders()[0] if coder.codebook.level in CLOSED else ()
-    return turns_of(coder.engine.fit(STRATEGIES[coder.strategy.kind](coder.ask(text, order=order))))
+    return turns_of(coder.engine.fit(STRATEGIES[coder.strategy.kind](*coder.asks([text], order=order))))
 
 
 def prompts(project: Project) -> dict[str, list[dict[str, str]]]:
@@ -221,7 +221,7 @@ def prompts(project: Project) -> dict[str, list[dict[str, str]]]:
     found = {}
     for name, strategy in project.recipe.strategies.items():
         embed = embedder_of(project, strategy)
-        shots = chooser_of(strategy.choose, pool_of(project), strategy.shots, project.recipe.seed, embed)(text)
+        shots = chooser_of(strategy.choose, pool_of(project), strategy.shots, project.recipe.seed, embed)([text])[0]
         ask = Ask(
             codebook=project.codebook,
             text=text,

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,12 +84,14 @@ def _vector(text: str, places: dict[str, int], rarity_W: NDArray[np.float64]) ->
 
 
 def _nearest_embedded(
-    pool: Sequence[Shot], vectors_PD: NDArray[np.float64], embed: Embed, text: str, *, shots: int
-) -> tuple[Shot, ...]:
+    pool: Sequence[Shot], vectors_PD: NDArray[np.float64], embed: Embed, shots: int, texts: tuple[str, ...]
+) -> list[tuple[Shot, ...]]:
     """By the cosine of their vectors; the nearest stands last, next to the text that is asked about."""
-    likeness_P = vectors_PD @ embed([text])[0]
-    nearest = np.lexsort((np.arange(len(pool)), -likeness_P))[:shots]
-    return tuple(pool[i] for i in reversed(nearest))
+    found = []
+    for likeness_P in embed(texts) @ vectors_PD.T:
+        nearest = np.lexsort((np.arange(len(pool)), -likeness_P))[:shots]
+        found.append(tuple(pool[i] for i in reversed(nearest)))
+    return found
 
 
 Chooser = Callable[[Sequence[Shot], str, int, int], tuple[Shot, ...]]
@@ -103,12 +105,11 @@ def nearest(pool: Sequence[Shot], text: str, shots: int, seed: int) -> tuple[Sho
 CHOOSERS: dict[str, Chooser] = {"fixed": fixed, "random": random, "stratified": stratified, "nearest": nearest}
 EMBEDDED = "nearest_embedded"  # nearest by the vectors of the recipe's `embedding`
 Embed = Callable[[Sequence[str]], NDArray[np.float64]]  # texts -> unit vectors [N, D]
+Choose = Callable[[Sequence[str]], list[tuple[Shot, ...]]]  # texts -> the examples of each
 
 
-def chooser_of(
-    name: str, pool: Sequence[Shot], shots: int, seed: int, embed: Embed | None = None
-) -> Callable[[str], tuple[Shot, ...]]:
-    """A function from a text to its examples; what does not depend on the text is done once.
+def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int, embed: Embed | None = None) -> Choose:
+    """A function from texts to the examples of each; what does not depend on the texts is done once.
 
     Raises `ConfigError` where the pool holds fewer examples than are asked for.
     """
@@ -119,10 +120,13 @@ def chooser_of(
         )
     if name == "nearest" and shots:
         search = nearest_of(pool)
-        return lambda text: search(text, shots)
+        return lambda texts: [search(text, shots) for text in texts]
     if name == EMBEDDED and shots:
         if embed is None:
             raise ConfigError(f"choose: {EMBEDDED} needs embedding: {{path: a folder}} in the recipe.")
-        return partial(_nearest_embedded, tuple(pool), embed([shot.text for shot in pool]), embed, shots=shots)
+        vectors_PD = embed([shot.text for shot in pool])
+        # A batch is asked about under several orders, or several labels: its vectors are made once.
+        of_batch = lru_cache(maxsize=1)(partial(_nearest_embedded, tuple(pool), vectors_PD, embed, shots))
+        return lambda texts: of_batch(tuple(texts))
     chosen = () if not shots else CHOOSERS[name](pool, "", shots, seed)
-    return lambda text: chosen
+    return lambda texts: [chosen for _ in texts]

@@ -50,14 +50,15 @@ def read_labels(path: Path) -> Iterator[dict[str, Any]]:
                 ) from None
 
 
-def put_in_place(path: Path, again: Path) -> None:
+def put_in_place(path: Path, again: Path) -> int:
     """Lines of `path` that ended in an error give way to those of `again`, whose texts were coded anew in their order.
 
-    `again` is then removed. Stopped anywhere, the same call ends alike: the file is replaced as a whole, and lines that
-    took their places before find no error to take the place of.
+    Returns how many; `again` is then removed. Stopped anywhere, the same call ends alike: the file is replaced as a
+    whole, and lines that took their places before find no error to take the place of.
     """
     if not again.is_file():
-        return
+        return 0
+    placed = 0
     _cut_incomplete(again)
     partial = path.with_name(path.name + ".partial")
     with path.open("rb") as old, partial.open("wb") as new, again.open("rb") as file:
@@ -65,12 +66,13 @@ def put_in_place(path: Path, again: Path) -> None:
         for line in old:
             row = json.loads(line)
             if anew is not None and row["status"] == Status.ERROR and json.loads(anew)["id"] == row["id"]:
-                line, anew = anew, next(file, None)
+                line, anew, placed = anew, next(file, None), placed + 1
             new.write(line)
         new.flush()
         os.fsync(new.fileno())
     partial.rename(path)
     again.unlink()
+    return placed
 
 
 def _cut_incomplete(path: Path) -> None:

@@ -37,7 +37,7 @@ def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> di
     """Codes every row with every frozen configuration, and writes the table with the labels beside.
 
     Leaves PROJECT/labels/CONFIGURATION.jsonl with its .json, and PROJECT/labelled.ENDING. The same command goes on with
-    a run that was stopped. With `retry`, what ended in an error is coded again.
+    a run that was stopped. With `retry`, what ended in an error is coded again; `coded_again` says of how many texts.
     """
     frozen = read_frozen(project)
     folder = project.folder / FOLDER
@@ -47,6 +47,7 @@ def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> di
         total = sum(1 for _ in corpus(project))  # reads the whole table once: a bad row is met before hours of work
         about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total}
         _start_anew_if_refrozen(folder, about, frozen)
+        before = _coded_again(folder, frozen)
         for model, names in grouped_by_model(project, list(frozen.names)):
             waiting = [name for name in names if _waits(folder, name, retry)]
             column = project.recipe.models[model].column
@@ -56,8 +57,15 @@ def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> di
             elif waiting:
                 _code_by_model(project, frozen, model, waiting, total, on_progress, retry)
         target = write_labelled(project, frozen)
+        again = _coded_again(folder, frozen) - before
     summaries = {name: _read_summary(folder, name) for name in frozen.names}
-    return {"table": str(target), "rows": total, "configurations": summaries}
+    return {"table": str(target), "rows": total, "configurations": summaries, "coded_again": again}
+
+
+def _coded_again(folder: Path, frozen: Frozen) -> int:
+    """How many texts were coded again so far, over all configurations."""
+    there = [_read_summary(folder, name) for name in frozen.names if (folder / f"{name}.json").is_file()]
+    return sum(round_["texts"] for record in there for round_ in record["coded_again"])
 
 
 def _waits(folder: Path, name: str, retry: bool) -> bool:
@@ -162,9 +170,13 @@ def _code_errors_again(project: Project, code: Code, name: str, folder: Path, on
     away, or at the next call after a kill.
     """
     path, again = folder / f"{name}.jsonl", folder / f"{name}.again.jsonl"
-    put_in_place(path, again)
-    record = _read_summary(folder, name)
-    errors = summarise(path)["statuses"].get(Status.ERROR, 0)
+    kept = put_in_place(path, again)
+    record, now = _read_summary(folder, name), summarise(path)
+    errors = now["statuses"].get(Status.ERROR, 0)
+    if not errors and not kept:
+        if record | now != record:
+            write_json(folder / f"{name}.json", record | now)
+        return
     rows = (
         (row.id, row.text)
         for row, line in zip(corpus(project), read_labels(path), strict=True)
@@ -177,8 +189,8 @@ def _code_errors_again(project: Project, code: Code, name: str, folder: Path, on
             done += len(found)
             on_progress(f"{name}, errors", done, errors)
     finally:
-        put_in_place(path, again)
-        record.setdefault("coded_again", []).append({"finished": _now(), "texts": done})
+        kept += put_in_place(path, again)
+        record["coded_again"].append({"finished": _now(), "texts": kept})
         write_json(folder / f"{name}.json", record | summarise(path))
 
 

@@ -67,3 +67,15 @@ def runs(marked: Sequence[Sequence[Span] | None], length: int) -> list[tuple[int
         )
         for start, end in pairwise(borders)
     ]
+
+
+def merged(spans: Sequence[Span], *, labels: bool = True) -> tuple[Span, ...]:
+    """Spans that share characters made one: those of one label, or without `labels` of any; such as touch stay two."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.label if labels else "", span.start)):
+        last = kept[-1] if kept else None
+        if last and span.start < last.end and (span.label == last.label or not labels):
+            kept[-1] = Span(last.start, max(last.end, span.end), last.label)
+        else:
+            kept.append(span)
+    return tuple(sorted(kept))

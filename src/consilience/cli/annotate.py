@@ -118,7 +118,8 @@ def run(
         from consilience.annotate.run import run as code
 
         results = code(_project(recipe, []), on_progress, retry=retry)
-    print(json.dumps(results) if as_json else run_table(results, f"consilience annotate run {recipe} --retry"))
+    again = f"consilience annotate run {recipe} --retry"
+    print(json.dumps(results) if as_json else run_table(results, again, retried=retry))
 
 
 @annotate.command()

@@ -48,7 +48,7 @@ def dev_table(results: Mapping[str, Any]) -> str:
     return columns(rows) + "\n\n" + "\n".join([*notes, *foot])
 
 
-def run_table(results: Mapping[str, Any], retry: str) -> str:
+def run_table(results: Mapping[str, Any], retry: str, *, retried: bool) -> str:
     """What became of the rows under every frozen configuration; `retry` is the command that codes errors again."""
     blocks = []
     for name, found in results["configurations"].items():
@@ -61,6 +61,10 @@ def run_table(results: Mapping[str, Any], retry: str) -> str:
             rows.append(("  mean mass on the labels", f"{found['mean_mass']:.3f}"))
         blocks.append(columns(rows))
     errors = sum(found["statuses"].get("error", 0) for found in results["configurations"].values())
+    if retried and not errors and not results["coded_again"]:
+        blocks.append("No coding ended in an error: there is nothing to code again.")
+    elif retried:
+        blocks.append(f"{results['coded_again']} texts were coded again.")
     if errors:
         blocks.append(f"{errors} codings ended in an error and have no label; to code these again:\n{retry}")
     return "\n\n".join(blocks) + f"\n\nrows    {results['rows']}\ntable   {results['table']}"

@@ -57,12 +57,11 @@ class Prefer(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judge:
-    """Who scores or prefers. `notes` are what a report has to say about it, after it has judged."""
+    """Who scores or prefers."""
 
     name: str
     scores: Scores | None = None
     prefer: Prefer | None = None
-    notes: Callable[[], list[str]] = list
 
     def rates(self) -> Scores:
         """`scores`. Raises `ConfigError` where this judge only compares."""

@@ -30,9 +30,6 @@ class Answerer(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def notes(self) -> list[str]: ...
-
     def ask(self, requests: Sequence[Request], *, on_progress: OnProgress = ...) -> list[Answer]: ...
 
 

@@ -202,7 +202,7 @@ def language_judge(answerer: Answerer, *, single: Style | None = None, pair: Sty
     prefer = prefer_of(name, partial(compare_replies, answerer, pair)) if pair else None
     if scores and not prefer:
         prefer = prefer_by_scores(name, scores, bradley_terry=False)
-    return Judge(name=name, scores=scores, prefer=prefer, notes=lambda: answerer.notes)
+    return Judge(name=name, scores=scores, prefer=prefer)
 
 
 def reward_model(opening: Opening) -> Judge:

@@ -40,11 +40,6 @@ class LocalAnswerer:
         """The model's name."""
         return self._model.name
 
-    @property
-    def notes(self) -> list[str]:
-        """None: a model in this process does what it is asked, or the request is refused."""
-        return []
-
     def close(self) -> None:
         """Lets go of the cache."""
         self._cache.close()

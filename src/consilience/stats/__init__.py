@@ -34,6 +34,7 @@ from consilience.stats.proportions import proportion, share_interval
 from consilience.stats.ranks import RankProbabilities, rank_probabilities
 from consilience.stats.repeats import VarianceComponents, pass_at_k, variance_components
 from consilience.stats.resampling import bca, bootstrap_draws, jackknife, percentile
+from consilience.stats.unitizing import unitizing_alpha
 from consilience.stats.units import sums_by_unit, unit_index
 from consilience.stats.win_rate import WinCounts, discrete_win_rate, win_counts, win_rate
 
@@ -89,6 +90,7 @@ __all__ = [
     "smallest_difference",
     "sums_by_unit",
     "unit_index",
+    "unitizing_alpha",
     "variance_components",
     "win_counts",
     "win_rate",

@@ -82,8 +82,8 @@ def cohens_kappa(
         return _beyond(seen, chance)
 
     kind = "Cohen's kappa" if weights == "nominal" else f"Cohen's kappa, {weights} weights"
-    table_NKK *= _relative(item_weights, len(codes_NR))[:, None, None]
-    return _measure(kappa, table_NKK, codes_NR, units, kind, unit_kind, level)
+    table_NKK *= relative_weights(item_weights, len(codes_NR))[:, None, None]
+    return measured_by_units(kappa, table_NKK, codes_NR, units, kind, unit_kind, level)
 
 
 def fleiss_kappa(
@@ -107,8 +107,8 @@ def fleiss_kappa(
         seen, shares_K = _seen_and_shares(sums)
         return _beyond(seen, (shares_K**2).sum(-1))
 
-    parts = _item_parts(codes_NR, w_KK) * _relative(item_weights, len(codes_NR))[:, None]
-    return _measure(kappa, parts, codes_NR, units, "Fleiss' kappa", unit_kind, level)
+    parts = _item_parts(codes_NR, w_KK) * relative_weights(item_weights, len(codes_NR))[:, None]
+    return measured_by_units(kappa, parts, codes_NR, units, "Fleiss' kappa", unit_kind, level)
 
 
 def gwet_ac(
@@ -142,8 +142,8 @@ def gwet_ac(
         return _beyond(seen, chance(shares_K))
 
     kind = "Gwet's AC1" if weights == "nominal" else f"Gwet's AC2, {weights} weights"
-    parts = _item_parts(codes_NR, w_KK) * _relative(item_weights, len(codes_NR))[:, None]
-    return _measure(coefficient, parts, codes_NR, units, kind, unit_kind, level, chance=chance)
+    parts = _item_parts(codes_NR, w_KK) * relative_weights(item_weights, len(codes_NR))[:, None]
+    return measured_by_units(coefficient, parts, codes_NR, units, kind, unit_kind, level, chance=chance)
 
 
 def krippendorff_alpha(
@@ -172,7 +172,7 @@ def krippendorff_alpha(
     pairs_NKK = counts_NK[:, :, None] * counts_NK[:, None, :] - counts_NK[:, :, None] * np.eye(len(names))
     paired_N = rated_N >= 2
     pairs_NKK = pairs_NKK * (paired_N / np.maximum(rated_N - 1, 1))[:, None, None]
-    weights_N = _relative(item_weights, len(codes_NR))
+    weights_N = relative_weights(item_weights, len(codes_NR))
     repeats_N = np.ones(len(codes_NR)) if repeats is None else finite(repeats, "repeats")
     typical = float(np.average(weights_N[paired_N], weights=repeats_N[paired_N])) if paired_N.any() else 1.0
     pairs_NKK *= (weights_N * repeats_N / max(typical, 1e-300))[:, None, None]
@@ -193,7 +193,7 @@ def krippendorff_alpha(
     labels = [label for label, paired in zip(labels, paired_N) if paired]
     kind = f"Krippendorff's alpha, {scale}"
     shown_NR = codes_NR[paired_N] if repeats is None else np.repeat(codes_NR, repeats_N.astype(int) * paired_N, axis=0)
-    return _measure(alpha, pairs_NKK[paired_N], shown_NR, labels, kind, unit_kind, level)
+    return measured_by_units(alpha, pairs_NKK[paired_N], shown_NR, labels, kind, unit_kind, level)
 
 
 def overlap_f1(
@@ -220,8 +220,10 @@ def overlap_f1(
         return found
 
     codes_N1 = np.zeros((len(parts_N2), 1), dtype=np.intp)
-    parts_N2 = parts_N2 * _relative(item_weights, len(parts_N2))[:, None]
-    found = _measure(f1, parts_N2, codes_N1, units, "F1", unit_kind, level, chance=lambda shares_K: np.zeros(()))
+    parts_N2 = parts_N2 * relative_weights(item_weights, len(parts_N2))[:, None]
+    found = measured_by_units(
+        f1, parts_N2, codes_N1, units, "F1", unit_kind, level, chance=lambda shares_K: np.zeros(())
+    )
     high = found.high if found.value > 0 else wilson(0, found.n, level)[1]  # no overlap at all shows no spread either
     return replace(found, interval=(max(0.0, found.low), high))
 
@@ -295,7 +297,7 @@ def encode(ratings: Any, categories: Sequence[Any] | None = None) -> tuple[Codes
     return np.array(codes, dtype=np.intp), names
 
 
-def _measure(
+def measured_by_units(
     statistic: Statistic,
     parts_N: Floats,
     codes_NR: Codes,
@@ -305,7 +307,10 @@ def _measure(
     level: float,
     chance: Callable[[Floats], Floats] | None = None,
 ) -> Estimate:
-    """`chance` is the agreement by chance under shares of the categories, where it is not that of two random draws."""
+    """A measure of agreement as a statistic of sums over units, by the jackknife, with this module's interval.
+
+    `chance` is the agreement by chance under shares of the categories, where it is not that of two random draws.
+    """
     names, index_N = several_units(unit_labels(units, len(parts_N)), unit_kind)
     if not np.isfinite(statistic(parts_N.sum(0))):
         raise DataError(
@@ -358,7 +363,7 @@ def _counts(codes_NR: Codes, count: int) -> Floats:
     return found
 
 
-def _relative(item_weights: ArrayLike | None, items: int) -> Floats:
+def relative_weights(item_weights: ArrayLike | None, items: int) -> Floats:
     """The items' weights around a mean of 1."""
     if item_weights is None:
         return np.ones(items)

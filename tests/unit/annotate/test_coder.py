@@ -60,7 +60,7 @@ def test_letters_in_turned_orders_are_averaged_as_probabilities(engine: Engine) 
     separate = []
     for order in alone:
         one = coder(engine, answer="letters")
-        prompts, _ = one._prompts([one.ask(text, order=order) for text in TEXTS[:2]], IDS[:2])
+        prompts, _ = one._prompts(one.asks(TEXTS[:2], order=order), IDS[:2])
         letters = [["A", "B", "C"][order.index(place)] for place in range(3)]
         separate.append(engine.score(prompts, letters)[0])
     np.testing.assert_allclose(np.exp(together), np.exp(separate).mean(0), rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ def test_the_nearest_stands_last(embed: Embedder) -> None:
     pool = [Shot(text, str(i)) for i, text in enumerate(SENTENCES)]
     text = SENTENCES[2] + " Again."
     likeness = embed(SENTENCES) @ embed([text])[0]
-    chosen = chooser_of(EMBEDDED, pool, 3, 0, embed)(text)
+    chosen = chooser_of(EMBEDDED, pool, 3, 0, embed)(["Other words.", text])[1]
     assert [shot.label for shot in reversed(chosen)] == [str(i) for i in np.argsort(-likeness)[:3]]
-    assert chooser_of(EMBEDDED, pool, 0, 0, embed)(text) == ()
+    assert chooser_of(EMBEDDED, pool, 0, 0, embed)([text]) == [()]
 
 
 def test_without_a_folder_it_is_refused(tmp_path: Path) -> None:
@@ -53,3 +54,24 @@ def test_without_a_folder_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs embedding"):
         parse(recipe, AnnotateRecipe, where="")
     assert parse(recipe | {"embedding": {"path": "e5"}}, AnnotateRecipe, where="").embedding is not None
+
+
+def test_a_text_has_the_same_vector_among_others(embed: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of all lengths, the longest first, in one batch and in several of other make-up."""
+    texts = ["", *SENTENCES, " ".join(SENTENCES)][::-1]
+    alone = np.concatenate([embed([text]) for text in texts])
+    np.testing.assert_allclose(embed(texts), alone, atol=1e-5)
+    monkeypatch.setattr("consilience.annotate.embed.BATCH_TOKENS", 40)
+    np.testing.assert_allclose(embed(texts), alone, atol=1e-5)
+
+
+def test_a_batch_is_embedded_once_for_all_its_prompts(embed: Embedder) -> None:
+    asked: list[int] = []
+
+    def counting(texts: Sequence[str]) -> np.ndarray:
+        asked.append(len(texts))
+        return embed(texts)
+
+    choose = chooser_of(EMBEDDED, [Shot(text, "x") for text in SENTENCES], 2, 0, counting)
+    assert choose(["one", "two"]) == choose(["one", "two"])
+    assert asked == [len(SENTENCES), 2]
