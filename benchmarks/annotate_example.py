@@ -243,7 +243,7 @@ def _with_gold(sample: Sample, test: Sequence[Tweet], drawn: Sequence[int]) -> S
     )
     return Sample(
         configuration=sample.configuration, labels=len(LABELS), categories=sample.categories,
-        category_N=sample.category_N, gold_N=gold_N, coded=coded, ids=sample.ids, columns=sample.columns,
+        category_N=sample.category_N, gold_N=gold_N, coded=coded, columns=sample.columns,
     )  # fmt: skip
 
 

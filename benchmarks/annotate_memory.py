@@ -50,8 +50,11 @@ def make_project(folder: Path, rows: int) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
     with (folder / "texts.csv").open("w") as file:
-        file.write("id,text,group\n")
-        file.writelines(f"row-{i},a text of some length that is number {i * i},{'ab'[i % 2]}\n" for i in range(rows))
+        file.write("id,text,group,x\n")
+        x_N = np.random.default_rng(0).normal(size=rows)
+        file.writelines(
+            f"row-{i},a text of some length that is number {i * i},{'ab'[i % 2]},{x:.5f}\n" for i, x in enumerate(x_N)
+        )
     with (folder / "gold.csv").open("w") as file:
         file.write("id,label\n")
         file.writelines(f"row-{i * (rows // GOLD)},{('no', 'yes')[i % 3 > 0]}\n" for i in range(GOLD))
@@ -86,7 +89,10 @@ def measure(rows: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "project"
         make_project(folder, rows)
-        steps = {"freeze": [], "run": [], "estimate": [], "estimate --by": ["--by", "group"]}
+        steps = {
+            "freeze": [], "run": [], "estimate": [], "estimate --by": ["--by", "group"],
+            "estimate --formula": ["--formula", "v_yes ~ x + group"],
+        }  # fmt: skip
         for what, more in steps.items():
             words = ["consilience", "annotate", what.split()[0], str(folder), *more]
             began = time.perf_counter()

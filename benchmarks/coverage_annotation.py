@@ -33,6 +33,7 @@ from rich.table import Table
 
 from consilience.annotate.codebook import Codebook
 from consilience.annotate.coding.sampling import Frame, Size, allocate, draw
+from consilience.annotate.columns import column_of
 from consilience.annotate.estimates import GOLD, NAIVE, POST, PPI
 from consilience.annotate.gold import GoldItem
 from consilience.annotate.regress import DSL, regression
@@ -224,8 +225,8 @@ def as_sample(sentences: Sentences, codebook: Codebook, gold: Sequence[int]) -> 
         gold_N=gold_N,
         coded=coded,
         columns={
-            "party": [*sentences.party_N],
-            "labour": [str(int(party == "Labour")) for party in sentences.party_N],
+            "party": column_of("party", [*sentences.party_N]),
+            "labour": column_of("labour", [str(int(party == "Labour")) for party in sentences.party_N]),
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from consilience.annotate.codebook import CLOSED, Level
 from consilience.annotate.configuration import digest
+from consilience.annotate.corpus import corpus
 from consilience.annotate.estimates import NAIVE, by_group, default_of, prevalence
 from consilience.annotate.freeze import Frozen, read_frozen
 from consilience.annotate.labels import read_labels
@@ -19,7 +21,6 @@ from consilience.annotate.recipe import Project
 from consilience.annotate.regress import regression, variables_of, write_dsl_table
 from consilience.annotate.run import FOLDER
 from consilience.annotate.sample import Sample, read_sample
-from consilience.annotate.tables import text_of
 from consilience.annotate.unlabelled import undecided_share, without_label
 from consilience.annotate.validate import agreement_with_gold, category_of, design_of, validate
 from consilience.errors import DataError
@@ -64,7 +65,8 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
         found["validation_by"][by] = _validation_by(sample, project, by)
     if formula:
         found["formulas"][formula] = regression(sample, book, formula, family=family, seed=seed)
-        write_dsl_table(sample, book, sample.ids, project.folder / DSL_TABLE)
+        cluster = [project.recipe.data.cluster] if project.recipe.data.cluster else []
+        write_dsl_table(sample, book, columns, corpus(project, [*cluster, *columns]), project.folder / DSL_TABLE)
     write_json(project.folder / FILE, {"made_of": made_of} | found)
     return found
 
@@ -93,19 +95,18 @@ def _about_the_whole(project: Project, frozen: Frozen, sample: Sample) -> dict[s
     multiverse = {frozen.primary: shares}
     for name in frozen.names[1:]:
         multiverse[name] = prevalence(read_sample(project, frozen, name), book, **of) if shares else {}
-    clusters = sample.clusters_N
     return {
         "configuration": frozen.primary,
         "variable": book.variable,
         "unit": book.unit,
         "rows": sample.rows,
         "gold": len(sample.coded),
-        "clusters": None if clusters is None else len(set(clusters)),
+        "clusters": None if sample.cluster_N is None else len(sample.clusters),
         "counts": sample.counts,
         "validation": validate(sample.coded, book, counts=sample.counts, seed=seed),
         "prevalence": shares,
         "multiverse": multiverse,
-        "stability": stability(project, frozen),
+        "stability": stability(project, frozen, sample.rows),
         "without_label": without_label(sample, book, shares),
         "planning": _planning(shares, len(sample.coded)),
         "not_included": not_included(sample, frozen, project),
@@ -126,7 +127,7 @@ def not_included(sample: Sample, frozen: Frozen, project: Project) -> list[str]:
     return found
 
 
-def stability(project: Project, frozen: Frozen) -> Measured | None:
+def stability(project: Project, frozen: Frozen, rows: int) -> Measured | None:
     """Krippendorff's alpha over the frozen configurations' labels, texts as the units; at most 5000 of them.
 
     Texts are what is resampled, all codings of a text together: resampling codings one by one makes intervals two to
@@ -134,13 +135,13 @@ def stability(project: Project, frozen: Frozen) -> Measured | None:
     """
     if len(frozen.names) < 2 or project.codebook.level not in (*CLOSED, Level.INTERVAL):
         return None
+    chosen = np.ones(rows, dtype=bool)
+    if rows > STABILITY_ROWS:
+        chosen[stream(project.recipe.seed, "stability").permutation(rows)[STABILITY_ROWS:]] = False
     files = [read_labels(project.folder / FOLDER / f"{name}.jsonl") for name in frozen.names]
-    ratings: list[tuple[str, ...]] = [
-        tuple(category_of(row["label"], row["status"]) for row in rows) for rows in zip(*files)
+    ratings = [
+        tuple(category_of(line["label"], line["status"]) for line in lines) for lines in compress(zip(*files), chosen)
     ]
-    if len(ratings) > STABILITY_ROWS:
-        chosen = np.sort(stream(project.recipe.seed, "stability").permutation(len(ratings))[:STABILITY_ROWS])
-        ratings = [ratings[i] for i in chosen]
     try:
         return measured(lambda level: krippendorff_alpha(ratings, unit_kind="texts", level=level))
     except DataError:
@@ -160,10 +161,9 @@ def _planning(shares: dict[str, Any], gold: int) -> dict[str, dict[str, int]]:
 
 def _validation_by(sample: Sample, project: Project, column: str) -> dict[str, Any]:
     """The agreement with gold within every value of a column."""
-    values = [text_of(value) or "(missing)" for value in sample.columns[column]]
     groups: dict[str, list[Any]] = {}
-    for row in np.flatnonzero(sample.gold_N >= 0):
-        groups.setdefault(values[row], []).append(sample.coded[sample.gold_N[row]])
+    for row in sample.gold_rows:
+        groups.setdefault(sample.columns[column].group(row), []).append(sample.coded[sample.gold_N[row]])
     return {
         group: {"gold": len(coded), "agreement": agreement_with_gold(coded, project.codebook, design_of(coded))}
         for group, coded in sorted(groups.items())

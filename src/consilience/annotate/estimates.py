@@ -13,19 +13,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from consilience.annotate.agreement import NO_LABEL, Design
+from consilience.annotate.agreement import NO_LABEL
 from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED, JOINT, Codebook, Level
 from consilience.annotate.measured import LEVEL, Measured, measured
 from consilience.annotate.sample import Sample
-from consilience.annotate.tables import text_of
 from consilience.annotate.validate import Coded, design_of
 from consilience.errors import DataError
 from consilience.rng import stream
 from consilience.stats import Estimate, difference, mean, prediction_powered, probability_curve, share_interval
 from consilience.stats.confusion import Confusion, cluster_effect_of_shares, confusion
+from consilience.stats.estimate import Floats
 from consilience.stats.posterior import Posterior, combined
+from consilience.stats.units import Units, unit_index
 
 POST, PPI, GOLD, NAIVE = "post-stratified", "PPI++", "gold only", "uncorrected"
 MOST_GROUPS = 40
@@ -51,11 +53,10 @@ def by_group(sample: Sample, codebook: Codebook, column: str, *, seed: int, corp
     """
     if codebook.level not in (*CLOSED, Level.MULTI_LABEL, Level.INTERVAL):
         raise DataError(f"--by is of shares and means, which a variable of level {codebook.level} has none of.")
-    values = [text_of(value) or "(missing)" for value in sample.columns[column]]
-    groups = sorted(set(values))
-    if not 1 < len(groups) <= MOST_GROUPS:
-        raise DataError(f"column {column!r} has {len(groups)} values; --by takes 2 to {MOST_GROUPS}.")
-    parts = {group: _part(sample, np.array([value == group for value in values])) for group in groups}
+    values = sample.columns[column].values
+    if not 1 < values <= MOST_GROUPS:
+        raise DataError(f"column {column!r} has {values} values; --by takes 2 to {MOST_GROUPS}.")
+    parts = {group: sample.part(chosen_N) for group, chosen_N in sample.columns[column].groups().items()}
     enough = {group: part for group, part in parts.items() if len(part.coded) >= 2}
     found: dict[str, Any] = {
         "column": column,
@@ -198,38 +199,28 @@ def _confusion(sample: Sample, seed: int, corpus_is_sample: bool, group: str = "
 
 def corpus_effect(sample: Sample) -> float:
     """The clusters' design effect on the model's own shares."""
-    if sample.clusters_N is None:
+    if sample.cluster_N is None:
         return 1.0
-    return cluster_effect_of_shares(sample.category_N.tolist(), sample.clusters_N)
+    return cluster_effect_of_shares(sample.category_N, sample.unit_N)
 
 
-def _design(sample: Sample) -> tuple[Design, list[str]]:
-    """The gold's design, and the units of all rows: clusters of the data, else of the gold, else each row by its id.
+def _powered(sample: Sample, model_N: Floats, gold_n: Sequence[float], level: float) -> Estimate:
+    """PPI++ with the gold texts' weights; `gold_n` in the order of `coded`."""
+    rows, units, weights = sample.gold_rows, sample.unit_with_gold_N, design_of(sample.coded).weights
+    gold_N, weights_N = np.full(sample.rows, np.nan), np.ones(sample.rows)
+    gold_N[rows] = np.asarray(gold_n, dtype=np.float64)[sample.gold_N[rows]]
+    if weights:
+        weights_N[rows] = np.asarray(weights)[sample.gold_N[rows]]
+    return prediction_powered(model_N, gold_N, units, weights=weights_N, unit_kind=_kind_of(units), level=level)
 
-    They have names, never places: estimates of two groups are paired by the clusters that are in both, and by nothing
-    else.
-    """
-    design = design_of(sample.coded)
-    if sample.clusters_N is not None:
-        return design, [*sample.clusters_N]
-    units = [*sample.ids]
-    if design.clusters is not None:
-        for row in np.flatnonzero(sample.gold_N >= 0):
-            units[row] = f"cluster {design.clusters[sample.gold_N[row]]}"
-    return design, units
+
+def _kind_of(units: Units) -> str:
+    return "texts" if len(unit_index(units)[0]) == len(units) else "clusters"
 
 
 def _ppi(sample: Sample, label: int, level: float) -> Estimate:
-    design, units = _design(sample)
-    gold_N = np.full(sample.rows, np.nan)
-    weights_N = np.ones(sample.rows)
-    for row in np.flatnonzero(sample.gold_N >= 0):
-        item = sample.coded[sample.gold_N[row]]
-        gold_N[row] = float(item.gold.label == sample.categories[label])
-        weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
-    model_N = (sample.category_N == label).astype(np.float64)
-    kind = "texts" if len(set(units)) == len(units) else "clusters"
-    return prediction_powered(model_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
+    gold_n = [float(item.gold.label == sample.categories[label]) for item in sample.coded]
+    return _powered(sample, (sample.category_N == label).astype(np.float64), gold_n, level)
 
 
 def _gold_only(sample: Sample, label: int, level: float) -> Estimate:
@@ -240,14 +231,11 @@ def _gold_only(sample: Sample, label: int, level: float) -> Estimate:
 
 def _naive(sample: Sample, label: int, level: float) -> Estimate:
     yes = (sample.category_N == label).astype(np.float64)
-    return _share(yes, sample.clusters_N or sample.ids, None, level)
+    return _share(yes, sample.unit_N, None, level)
 
 
-def _share(
-    yes: Sequence[float] | np.ndarray, units: Sequence[str], weights: Sequence[float] | None, level: float
-) -> Estimate:
-    kind = "texts" if len(set(units)) == len(units) else "clusters"
-    share = mean(yes, units, weights=weights, unit_kind=kind, level=level)
+def _share(yes: ArrayLike, units: Units, weights: Sequence[float] | None, level: float) -> Estimate:
+    share = mean(yes, units, weights=weights, unit_kind=_kind_of(units), level=level)
     weighted = "weighted share" if weights is not None else "share"
     method = f"{weighted}, Wilson score interval at the effective sample size"
     return replace(share, interval=share_interval(share), method=method)
@@ -258,25 +246,6 @@ def curve(post: Posterior) -> list[tuple[float, float]]:
     low, high = np.quantile(post.draws_B, [0.001, 0.999])
     reach = max(abs(float(low)), abs(float(high)), 1e-9)
     return [(float(d), post.probability_above(float(d))) for d in np.linspace(-reach, reach, CURVE_POINTS)]
-
-
-def _part(sample: Sample, chosen_N: np.ndarray) -> Sample:
-    """The rows that are chosen, with their gold."""
-    old = sample.gold_N[chosen_N]
-    kept = [place for place in old if place >= 0]
-    new = {place: i for i, place in enumerate(kept)}
-    return Sample(
-        configuration=sample.configuration,
-        labels=sample.labels,
-        categories=sample.categories,
-        category_N=sample.category_N[chosen_N],
-        gold_N=np.array([new.get(place, -1) for place in old], dtype=np.intp),
-        coded=tuple(sample.coded[place] for place in kept),
-        ids=tuple(id_ for id_, chosen in zip(sample.ids, chosen_N) if chosen),
-        clusters_N=None
-        if sample.clusters_N is None
-        else tuple(name for name, chosen in zip(sample.clusters_N, chosen_N) if chosen),
-    )
 
 
 def _binary(sample: Sample, name: str) -> Sample:
@@ -311,15 +280,8 @@ def _mean_by_ppi(sample: Sample, level: float) -> Estimate:
     there = np.isfinite(model_N)
     if not there.any():
         raise DataError("the model gave no number to any text.")
-    design, units = _design(sample)
-    gold_N = np.full(sample.rows, np.nan)
-    weights_N = np.ones(sample.rows)
-    for row in np.flatnonzero(sample.gold_N >= 0):
-        gold_N[row] = float(sample.coded[sample.gold_N[row]].gold.label)
-        weights_N[row] = design.weights[sample.gold_N[row]] if design.weights else 1.0
     filled_N = np.where(there, model_N, float(model_N[there].mean()))
-    kind = "texts" if len(set(units)) == len(units) else "clusters"
-    return prediction_powered(filled_N, gold_N, units, weights=weights_N, unit_kind=kind, level=level)
+    return _powered(sample, filled_N, [float(item.gold.label) for item in sample.coded], level)
 
 
 def _mean_of_gold(sample: Sample, level: float) -> Estimate:
@@ -332,9 +294,8 @@ def _mean_of_gold(sample: Sample, level: float) -> Estimate:
 def _mean_of_the_model(sample: Sample, level: float) -> Estimate:
     model_N = _numbers_of_the_model(sample)
     there = np.flatnonzero(np.isfinite(model_N))
-    units = [(sample.clusters_N or sample.ids)[row] for row in there]
-    kind = "texts" if len(set(units)) == len(units) else "clusters"
-    return mean(model_N[there], units, unit_kind=kind, level=level)
+    units = sample.unit_N[there]
+    return mean(model_N[there], units, unit_kind=_kind_of(units), level=level)
 
 
 def _numbers_of_the_model(sample: Sample) -> np.ndarray:

@@ -1,17 +1,20 @@
 """What estimates are made of: the model's label of every row, gold of some, weights, clusters, the user's columns.
 
+Everything of a row is a number: a million rows have to fit beside one another.
+
 Shapes: N rows, n gold texts, K categories of the model.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consilience.annotate.columns import Column, ColumnReader
 from consilience.annotate.configuration import pool_of
 from consilience.annotate.corpus import corpus
 from consilience.annotate.freeze import Frozen
@@ -20,7 +23,7 @@ from consilience.annotate.labels import read_labels
 from consilience.annotate.recipe import Project
 from consilience.annotate.run import FOLDER
 from consilience.annotate.tables import text_of
-from consilience.annotate.validate import Coded, category_of
+from consilience.annotate.validate import Coded, category_of, design_of
 from consilience.errors import DataError
 
 
@@ -30,17 +33,19 @@ class Sample:
 
     `category_N` are places in `categories`, the first `labels` of which are the codebook's, the others statuses.
     `gold_N` is the place of each row's gold text in `coded`, -1 where it has none: development texts have none.
+    `row_N` is where a row stands in the corpus, if these are not all of it; `cluster_N` its place in `clusters`.
     """
 
     configuration: str
     labels: int
     categories: tuple[str, ...]
-    category_N: NDArray[np.intp]
-    gold_N: NDArray[np.intp]
+    category_N: NDArray[np.int_]
+    gold_N: NDArray[np.int_]
     coded: tuple[Coded, ...]
-    ids: tuple[str, ...] = ()
-    clusters_N: tuple[str, ...] | None = None
-    columns: dict[str, list[Any]] = field(default_factory=dict)
+    row_N: NDArray[np.int_] | None = None
+    cluster_N: NDArray[np.int_] | None = None
+    clusters: tuple[str, ...] = ()  # of the data, else those that the gold was drawn in
+    columns: dict[str, Column] = field(default_factory=dict)
     unlabelled: tuple[Unlabelled, ...] = ()  # drawn for the test, without a final label
 
     @property
@@ -52,6 +57,51 @@ class Sample:
     def counts(self) -> dict[str, int]:
         """How often the model gives each category in the corpus."""
         return dict(zip(self.categories, np.bincount(self.category_N, minlength=len(self.categories)).tolist()))
+
+    @property
+    def gold_rows(self) -> NDArray[np.intp]:
+        """The rows that have gold."""
+        return np.flatnonzero(self.gold_N >= 0)
+
+    @property
+    def unit_N(self) -> NDArray[np.intp]:
+        """The independent units, by number: clusters of the data, else each row alone.
+
+        Numbers are those of the whole corpus: estimates of two groups are paired by the clusters that are in both, and
+        by nothing else.
+        """
+        if self.cluster_N is not None:
+            return self.cluster_N.astype(np.intp)
+        return np.arange(self.rows) if self.row_N is None else self.row_N.astype(np.intp)
+
+    @property
+    def unit_with_gold_N(self) -> NDArray[np.intp]:
+        """As `unit_N`; without clusters of the data, gold texts are in the clusters that they were drawn in."""
+        unit_N, clusters = self.unit_N, design_of(self.coded).clusters
+        if clusters is not None and self.cluster_N is None:
+            place = {name: -1 - i for i, name in enumerate(self.clusters or dict.fromkeys(clusters))}
+            rows = self.gold_rows
+            unit_N[rows] = [place[clusters[i]] for i in self.gold_N[rows]]
+        return unit_N
+
+    def part(self, chosen_N: NDArray[np.bool_]) -> Sample:
+        """The rows that are chosen, with their gold, without the columns."""
+        old_N = self.gold_N[chosen_N]
+        kept = old_N[old_N >= 0]
+        new = np.full(len(self.coded) + 1, -1)  # the last: of rows without gold
+        new[kept] = np.arange(len(kept))
+        clusters = design_of(self.coded).clusters or ()
+        return replace(
+            self,
+            category_N=self.category_N[chosen_N],
+            gold_N=new[old_N],
+            coded=tuple(self.coded[place] for place in kept),
+            row_N=np.flatnonzero(chosen_N) if self.row_N is None else self.row_N[chosen_N],
+            cluster_N=None if self.cluster_N is None else self.cluster_N[chosen_N],
+            clusters=self.clusters or tuple(dict.fromkeys(clusters)),
+            columns={},
+            unlabelled=(),
+        )
 
 
 def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[str] = ()) -> Sample:
@@ -69,11 +119,9 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
     path = project.folder / FOLDER / f"{name}.jsonl"
     categories: list[str] = [*project.codebook.names]
     place = {category: i for i, category in enumerate(categories)}
-    category_N: list[int] = []
-    gold_N: list[int] = []
-    ids: list[str] = []
-    clusters_N: list[str] = []
-    kept: list[list[Any]] = [[] for _ in columns]
+    category_N, gold_N, cluster_N = array("i"), array("i"), array("i")
+    clusters: dict[str, int] = {}
+    kept = [ColumnReader(name) for name in columns]
     coded: list[Coded] = []
     texts: dict[str, str] = {}
     labels = read_labels(path)
@@ -85,17 +133,15 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
                 f"of the data (id {row.id!r}). Run consilience annotate run again; it goes on where it stopped."
             )
         category = category_of(line["label"], line["status"])
-        ids.append(row.id)
         category_N.append(place.setdefault(category, len(place)))
-        if cluster:
-            clusters_N.append(text_of(row.values[0]))
-        for values, value in zip(kept, row.values[len(cluster) :]):
-            values.append(value)
+        own = text_of(row.values[0]) if cluster else ""
+        cluster_N.append(clusters.setdefault(own, len(clusters)))
+        for column, value in zip(kept, row.values[len(cluster) :]):
+            column.add(text_of(value))
         item = by_id.pop(row.id, None)
         gold_N.append(-1 if item is None else len(coded))
         if item is not None:
             texts[row.id] = row.text
-            own = clusters_N[-1] if cluster else ""
             coded.append(Coded(item, line["label"], line["status"], line.get("p"), own, len(row.text)))
     if by_id:
         raise DataError(f"{len(by_id)} gold ids are not in the data: {', '.join([*by_id][:5])}.")
@@ -105,12 +151,12 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
         configuration=name,
         labels=len(project.codebook.names),
         categories=tuple(place),
-        category_N=np.array(category_N, dtype=np.intp),
-        gold_N=np.array(gold_N, dtype=np.intp),
+        category_N=np.frombuffer(category_N, dtype=np.int32),
+        gold_N=np.frombuffer(gold_N, dtype=np.int32),
         coded=tuple(coded),
-        ids=tuple(ids),
-        clusters_N=tuple(clusters_N) if cluster else None,
-        columns=dict(zip(columns, kept)),
+        cluster_N=np.frombuffer(cluster_N, dtype=np.int32) if cluster else None,
+        clusters=tuple(clusters) if cluster else (),
+        columns={column.name: column.column() for column in kept},
         unlabelled=gold.unlabelled,
     )
 

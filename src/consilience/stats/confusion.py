@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from consilience.errors import DataError, pick
 from consilience.stats.estimate import Floats
 from consilience.stats.posterior import Posterior
-from consilience.stats.units import finite, unit_index
+from consilience.stats.units import Units, finite, unit_index
 
 Places = NDArray[np.intp]
 
@@ -133,7 +133,7 @@ def confusion(
     )
 
 
-def cluster_effect_of_shares(labels: Sequence[int], clusters: Sequence[str]) -> float:
+def cluster_effect_of_shares(labels: ArrayLike, clusters: Units) -> float:
     """The clusters' design effect on the shares of labels: their variance over that of as many independent items.
 
     Averaged over the labels by their variances; at least 1.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike
 from consilience.errors import DataError
 from consilience.stats.estimate import Estimate, Floats, weighted_sum
 from consilience.stats.means import mean
-from consilience.stats.units import finite, several_units, unit_labels
+from consilience.stats.units import Units, finite, several_units, unit_labels
 
 SMALL_GOLD = 3  # below, not even a covariance is left when one is set aside
 
@@ -89,7 +90,7 @@ def post_stratified(
 def prediction_powered(
     model: ArrayLike,
     gold: ArrayLike,
-    units: Sequence[str] | None = None,
+    units: Units | None = None,
     *,
     weights: ArrayLike | None = None,
     unit_kind: str = "items",
@@ -118,7 +119,7 @@ def prediction_powered(
     if not model_N.std() > 0:
         raise DataError("the model labels all items alike; take the mean of the gold labels.")
     lambda_n = _tuned_without_itself(y_n, f_n, w_n, float(model_N.var()))
-    gold_units = [label for label, there in zip(labels, has_gold_N) if there]
+    gold_units = labels[has_gold_N] if isinstance(labels, np.ndarray) else [*compress(labels, has_gold_N)]
     rest = mean(y_n - lambda_n * f_n, gold_units, weights=w_n, unit_kind=unit_kind, level=level)
     whole = mean(model_N, labels, unit_kind=unit_kind, level=level)
     tuned = float((w_n * lambda_n).sum() / w_n.sum())

@@ -23,7 +23,7 @@ in several.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.errors import DataError
+from consilience.stats.units import Units, all_units, unit_index
 
 Floats = NDArray[np.float64]
+Strata = Sequence[int] | NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -45,22 +47,21 @@ class Estimate:
     """
 
     value: float
-    units: tuple[str, ...]
+    units: Units
     influence: Floats
     unit_kind: str
     method: str
     level: float = 0.95
     interval: tuple[float, float] | None = None
-    strata: tuple[int, ...] | None = None
+    strata: Strata | None = None
     unit_degrees: Floats | None = None
 
     def __post_init__(self) -> None:
-        if not self.units:
+        if not len(self.units):
             raise DataError(f"an estimate over no {self.unit_kind}; expected at least one.")
-        if len(set(self.units)) != len(self.units) or self.influence.shape != (len(self.units),):
-            raise ValueError(
-                f"{self.influence.shape} influences for {len(self.units)} units, {len(set(self.units))} unique"
-            )
+        unique = len(unit_index(self.units)[0])
+        if unique != len(self.units) or self.influence.shape != (len(self.units),):
+            raise ValueError(f"{self.influence.shape} influences for {len(self.units)} units, {unique} unique")
         if not 0 < self.level < 1:
             raise DataError(f"level is {self.level}; expected a number between 0 and 1, such as 0.95.")
 
@@ -121,8 +122,8 @@ class Estimate:
 
 def difference(ours: Estimate, theirs: Estimate) -> Estimate:
     """`ours - theirs`. Units in both are paired; units in one only are independent of the rest."""
-    paired = len(set(ours.units) & set(theirs.units))
-    union = ours.n + theirs.n - paired
+    union = len(all_units([ours.units, theirs.units])[0])
+    paired = ours.n + theirs.n - union
     if paired == union:
         method = "paired difference, Student t"
     elif paired:
@@ -154,26 +155,25 @@ def weighted_sum(parts: Sequence[Estimate], weights: Sequence[float], method: st
         raise DataError(
             f"estimates over {unlike} cannot be combined; measure them over the same kind of unit and level."
         )
-    index = {unit: i for i, unit in enumerate(dict.fromkeys(unit for part in parts for unit in part.units))}
-    size = len(index)
+    union, places = all_units([part.units for part in parts])
+    size = len(union)
     shares, degrees = np.zeros(size), np.full(size, np.inf)
-    membership: list[tuple[tuple[int, int], ...]] = [()] * size
-    for number, (part, weight) in enumerate(zip(parts, weights)):
-        at = np.array([index[unit] for unit in part.units])
+    strata = np.zeros(size, dtype=np.intp)  # units with the same membership so far
+    for part, weight, at in zip(parts, weights, places):
         shares[at] += weight * part.shares
-        own = np.full(part.n, 1 - 1 / part.n) if part.unit_degrees is None else part.unit_degrees
-        degrees[at] = np.minimum(degrees[at], own)
-        for i, stratum in zip(at, part.strata or [0] * part.n):
-            membership[i] += ((number, stratum),)
-    names: Mapping[Any, int] = {member: i for i, member in enumerate(dict.fromkeys(membership))}
+        degrees[at] = np.minimum(degrees[at], 1 - 1 / part.n if part.unit_degrees is None else part.unit_degrees)
+        own = np.zeros(part.n, dtype=np.intp) if part.strata is None else np.asarray(part.strata, dtype=np.intp)
+        strata *= int(own.max()) + 2
+        strata[at] += own + 1
+        strata = unit_index(strata)[1]
     return Estimate(
         value=math.fsum(weight * part.value for part, weight in zip(parts, weights)),
-        units=tuple(index),
+        units=union,
         influence=shares * math.sqrt(size * (size - 1)),
         unit_kind=parts[0].unit_kind,
         method=method,
         level=parts[0].level,
-        strata=tuple(names[member] for member in membership),
+        strata=strata,
         unit_degrees=degrees,
     )
 

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from consilience.errors import DataError
 from consilience.stats.estimate import Estimate, Floats
 from consilience.stats.proportions import in_percent
-from consilience.stats.units import finite, several_units, unit_labels
+from consilience.stats.units import Units, finite, several_units, unit_labels
 
 PUBLISHED_C = 10 ** (4 / 9)  # of alpaca_eval's ten from 1e-4 to 1e4, the one that most published rows were fitted at
 MAX_STEPS = 100
@@ -186,7 +186,7 @@ def _influence(
     controlled_ND: Floats,
     fitted_N: Floats,
     unit_N: NDArray[np.intp],
-    names: tuple[str, ...],
+    names: Units,
     gamed: GamedBaselines | None,
 ) -> Floats:
     """psi = (fitted - mean) + (d mean / d coefficients) G H^-1 score, per instruction; what is penalised to 0 stays.
@@ -214,7 +214,7 @@ def _influence(
     return influence_G
 
 
-def _difficulties(difficulty: Mapping[str, float] | None, labels: Sequence[str], by_row: bool) -> Floats:
+def _difficulties(difficulty: Mapping[str, float] | None, labels: Units, by_row: bool) -> Floats:
     if difficulty is None:
         return np.zeros(len(labels))
     if by_row and len(difficulty) < len(labels):

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 
 from consilience.errors import DataError
 from consilience.stats.estimate import Estimate, Floats
-from consilience.stats.units import finite, unit_index, unit_labels
+from consilience.stats.units import Units, finite, unit_index, unit_labels
 
 
 def mean(
     values: ArrayLike,
-    units: Sequence[str] | None = None,
+    units: Units | None = None,
     *,
     weights: ArrayLike | None = None,
     unit_kind: str = "items",
@@ -43,8 +43,8 @@ def mean(
     if estimate.n == 1 or (weights is None and estimate.n == len(x)):
         return replace(estimate, method=method)
     sizes_G = np.bincount(unit_index(labels)[1], w).astype(np.float64)
-    each = np.full(estimate.n, effective_degrees(sizes_G) / estimate.n)
-    return replace(estimate, method=method, strata=(0,) * estimate.n, unit_degrees=each)
+    each = np.broadcast_to(effective_degrees(sizes_G) / estimate.n, estimate.n)
+    return replace(estimate, method=method, strata=np.broadcast_to(0, estimate.n), unit_degrees=each)
 
 
 def effective_degrees(sizes_G: Floats) -> float:
@@ -66,7 +66,7 @@ def effective_degrees(sizes_G: Floats) -> float:
 def ratio(
     numerators: ArrayLike,
     denominators: ArrayLike,
-    units: Sequence[str] | None = None,
+    units: Units | None = None,
     *,
     unit_kind: str = "items",
     level: float = 0.95,

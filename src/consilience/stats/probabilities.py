@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from consilience.errors import DataError
 from consilience.stats.estimate import Estimate, Floats
+from consilience.stats.units import all_units
 
 
 def probability_above(estimate: Estimate, value: float = 0.0) -> float:
@@ -88,11 +89,8 @@ def _shares(estimates: Sequence[Estimate]) -> Floats:
     kinds = {estimate.unit_kind for estimate in estimates}
     if len(kinds) != 1:
         raise DataError(f"{len(estimates)} estimates over {', '.join(sorted(kinds))}; expected one kind of unit.")
-    index: dict[str, int] = {}
-    for estimate in estimates:
-        for unit in estimate.units:
-            index.setdefault(unit, len(index))
-    shares_MU = np.zeros((len(estimates), len(index)))
-    for row, estimate in zip(shares_MU, estimates):
-        row[[index[unit] for unit in estimate.units]] = estimate.shares
+    units, places = all_units([estimate.units for estimate in estimates])
+    shares_MU = np.zeros((len(estimates), len(units)))
+    for row, estimate, at in zip(shares_MU, estimates, places):
+        row[at] = estimate.shares
     return shares_MU

@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from consilience.errors import DataError, pick
 from consilience.stats.estimate import Estimate, Floats
-from consilience.stats.units import several_units, unit_labels
+from consilience.stats.units import Units, several_units, unit_labels
 
 Places = NDArray[np.intp]
 MOST_STEPS = 100
@@ -55,7 +56,7 @@ def design_based(
     names: Sequence[str],
     *,
     family: str = "linear",
-    clusters: Sequence[str] | None = None,
+    clusters: Units | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> dict[str, Estimate]:
@@ -69,10 +70,14 @@ def design_based(
     items = len(expected[0].chances_C[0])
     unit_names, index_N = several_units(unit_labels(clusters, items), unit_kind)
     start = _gold_alone(observed, mean_of, names)
-    by_split = [_split(observed, each, start, mean_of, index_N, names) for each in expected]
+    solved = [_solve(partial(_dsl_equations, observed, each, mean_of), len(start), names, start) for each in expected]
+
+    def influence(split: int) -> Floats:
+        return _dsl_influence(observed, expected[split], solved[split], mean_of, index_N)
+
     gold_units = len(np.unique(index_N[observed.places_n]))
     method = f"DSL, {family}, {len(observed.places_n)} gold labels, {len(expected)} splits, Student t"
-    return _combined(by_split, unit_names, names, gold_units - 1, unit_kind, method, level)
+    return _combined(solved, influence, unit_names, names, gold_units - 1, unit_kind, method, level)
 
 
 def weighted_regression(
@@ -82,7 +87,7 @@ def weighted_regression(
     *,
     family: str = "linear",
     weights: ArrayLike | None = None,
-    clusters: Sequence[str] | None = None,
+    clusters: Units | None = None,
     unit_kind: str = "items",
     method: str = "",
     level: float = 0.95,
@@ -99,7 +104,7 @@ def weighted_regression(
     bread = (x * (w * slope)[:, None]).T @ x
     influence_NP = _by_unit(moments, index) @ np.linalg.inv(bread).T * len(unit_names)
     named = method or f"{family} regression, sandwich over {unit_kind}, Student t"
-    return _combined([(b, influence_NP)], unit_names, names, len(unit_names) - 1, unit_kind, named, level)
+    return _combined([b], lambda _: influence_NP, unit_names, names, len(unit_names) - 1, unit_kind, named, level)
 
 
 def prediction_powered_regression(
@@ -109,7 +114,7 @@ def prediction_powered_regression(
     names: Sequence[str],
     *,
     family: str = "linear",
-    clusters: Sequence[str] | None = None,
+    clusters: Units | None = None,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> dict[str, Estimate]:
@@ -157,7 +162,7 @@ def prediction_powered_regression(
     influence = _by_unit(moments, index_N) @ inverse.T * len(unit_names)
     gold_units = len(np.unique(index_N[places]))
     method = f"PPI++, {family}, lambda {tuned:.2f}, {count} gold labels, Student t"
-    return _combined([(b, influence)], unit_names, names, gold_units - 1, unit_kind, method, level)
+    return _combined([b], lambda _: influence, unit_names, names, gold_units - 1, unit_kind, method, level)
 
 
 def folds(unit_N: Places, count: int, rng: np.random.Generator) -> Places:
@@ -196,35 +201,39 @@ def _gold_alone(observed: Observed, mean_of: Mean, names: Sequence[str]) -> Floa
         return np.zeros(len(names))
 
 
-def _split(
-    observed: Observed, expected: Expected, start: Floats, mean_of: Mean, index_N: Places, names: Sequence[str]
-) -> tuple[Floats, Floats]:
-    """The coefficients, and every unit's influence on them [G, P], with the chances of one split."""
-    items = len(index_N)
-    places, w_n = observed.places_n, 1 / observed.probability_n
-    scale_N = np.ones(items)  # what the expected moment of an item counts: 1 - R / pi
-    scale_N[places] -= w_n
+def _dsl_equations(observed: Observed, expected: Expected, mean_of: Mean, b: Floats) -> tuple[Floats, Floats]:
+    """The mean moment of all items, and its negative slope [P, P], with the chances of one split."""
+    scale_N, w_n = _counted(observed, len(expected.chances_C[0]))
+    gap, slope = np.zeros(len(b)), np.zeros((len(b), len(b)))
+    for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
+        mean_N, slope_N = mean_of(x_NP @ b)
+        gap += (scale_N * chance_N * (y_N - mean_N)) @ x_NP
+        slope += (x_NP * (scale_N * chance_N * slope_N)[:, None]).T @ x_NP
+    mean_n, slope_n = mean_of(observed.design_nP @ b)
+    gap += (w_n * (observed.outcome_n - mean_n)) @ observed.design_nP
+    slope += (observed.design_nP * (w_n * slope_n)[:, None]).T @ observed.design_nP
+    return gap / len(scale_N), slope / len(scale_N)
 
-    def equations(b: Floats) -> tuple[Floats, Floats]:
-        moments_NP, slope = _moments(b)
-        return moments_NP.mean(0), slope
 
-    def _moments(b: Floats) -> tuple[Floats, Floats]:
-        moments_NP = np.zeros((items, len(b)))
-        slope = np.zeros((len(b), len(b)))
-        for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
-            mean_N, slope_N = mean_of(x_NP @ b)
-            moments_NP += (scale_N * chance_N * (y_N - mean_N))[:, None] * x_NP
-            slope += (x_NP * (scale_N * chance_N * slope_N)[:, None]).T @ x_NP
-        mean_n, slope_n = mean_of(observed.design_nP @ b)
-        moments_NP[places] += (w_n * (observed.outcome_n - mean_n))[:, None] * observed.design_nP
-        slope += (observed.design_nP * (w_n * slope_n)[:, None]).T @ observed.design_nP
-        return moments_NP, slope / items
-
-    b = _solve(equations, len(start), names, start)
-    moments_NP, slope = _moments(b)
+def _dsl_influence(observed: Observed, expected: Expected, b: Floats, mean_of: Mean, index_N: Places) -> Floats:
+    """Every unit's influence on the coefficients of one split [G, P]."""
+    scale_N, w_n = _counted(observed, len(index_N))
+    moments_NP = np.zeros((len(index_N), len(b)))
+    for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
+        moments_NP += (scale_N * chance_N * (y_N - mean_of(x_NP @ b)[0]))[:, None] * x_NP
+    residual_n = w_n * (observed.outcome_n - mean_of(observed.design_nP @ b)[0])
+    moments_NP[observed.places_n] += residual_n[:, None] * observed.design_nP
+    _, slope = _dsl_equations(observed, expected, mean_of, b)
     by_unit = _by_unit(moments_NP, index_N)
-    return b, by_unit @ np.linalg.inv(slope).T * (len(by_unit) / items)
+    return by_unit @ (np.linalg.inv(slope).T * (len(by_unit) / len(index_N)))
+
+
+def _counted(observed: Observed, items: int) -> tuple[Floats, Floats]:
+    """What the expected moment of every item counts, 1 - R / pi; and 1 / pi of the gold items."""
+    w_n = 1 / observed.probability_n
+    scale_N = np.ones(items)
+    scale_N[observed.places_n] -= w_n
+    return scale_N, w_n
 
 
 def _tuned(
@@ -251,6 +260,8 @@ def _tuned(
 
 
 def _by_unit(moments_NP: Floats, index_N: Places) -> Floats:
+    if np.array_equal(index_N, np.arange(len(index_N))):
+        return moments_NP
     sums = np.zeros((int(index_N.max()) + 1, moments_NP.shape[1]))
     np.add.at(sums, index_N, moments_NP)
     return sums
@@ -289,38 +300,44 @@ def _solve(
 
 
 def _combined(
-    by_split: Sequence[tuple[Floats, Floats]],
-    units: tuple[str, ...],
+    solved: Sequence[Floats],
+    influence: Callable[[int], Floats],
+    units: Units,
     names: Sequence[str],
     degrees: int,
     unit_kind: str,
     method: str,
     level: float,
 ) -> dict[str, Estimate]:
-    """Medians over splits; the influences are those of the split nearest to the median, scaled to the joint error."""
+    """Medians over splits; the influences are those of the split nearest to the median, scaled to the joint error.
+
+    `influence` of a split is called once more where it is needed: ten of them, of a million units, are gigabytes.
+    """
     if degrees < 1:
         raise DataError(f"the gold texts are of one {unit_kind.rstrip('s')}: the spread between them is unknown.")
-    values_SP = np.array([b for b, _ in by_split])
+    values_SP = np.array(solved)
     value_P = np.median(values_SP, axis=0)
     groups = len(units)
-    errors_SP = np.sqrt([(influence**2).sum(0) / (groups * (groups - 1)) for _, influence in by_split])
+    errors_SP = np.sqrt([(influence(split) ** 2).sum(0) / (groups * (groups - 1)) for split in range(len(solved))])
     error_P = np.sqrt(np.median(errors_SP**2 + (values_SP - value_P) ** 2, axis=0))
-    found = {}
-    for p, name in enumerate(names):
-        nearest = int(np.abs(values_SP[:, p] - value_P[p]).argmin())
-        own = errors_SP[nearest, p]
-        scale = error_P[p] / own if own > 0 else 1.0
-        found[name] = Estimate(
-            value=float(value_P[p]),
-            units=units,
-            influence=by_split[nearest][1][:, p] * scale,
-            unit_kind=unit_kind,
-            method=method,
-            level=level,
-            strata=(0,) * groups,
-            unit_degrees=np.full(groups, degrees / groups),
-        )
-    return found
+    nearest_P = np.abs(values_SP - value_P).argmin(0)
+    found: dict[str, Estimate] = {}
+    for split in np.unique(nearest_P):
+        influence_GP = influence(int(split))
+        for p in np.flatnonzero(nearest_P == split):
+            own = errors_SP[split, p]
+            scale = error_P[p] / own if own > 0 else 1.0
+            found[names[p]] = Estimate(
+                value=float(value_P[p]),
+                units=units,
+                influence=influence_GP[:, p] * scale,
+                unit_kind=unit_kind,
+                method=method,
+                level=level,
+                strata=np.broadcast_to(0, groups),
+                unit_degrees=np.broadcast_to(degrees / groups, groups),
+            )
+    return {name: found[name] for name in names}
 
 
 def more_gold(

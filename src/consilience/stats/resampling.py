@@ -17,6 +17,7 @@ import numpy as np
 
 from consilience.errors import DataError
 from consilience.stats.estimate import Estimate, Floats
+from consilience.stats.units import Units
 
 Statistic = Callable[[Floats], Floats]
 BLOCK = 1 << 22  # numbers held at a time
@@ -25,7 +26,7 @@ BLOCK = 1 << 22  # numbers held at a time
 def jackknife(
     statistic: Statistic,
     parts_GD: Floats,
-    units: tuple[str, ...],
+    units: Units,
     *,
     unit_kind: str,
     method: str,

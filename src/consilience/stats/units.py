@@ -1,14 +1,20 @@
-"""From items to the independent units that they belong to: checks of the input, and sums by unit."""
+"""From items to the independent units that they belong to: checks of the input, and sums by unit.
+
+Units are known by names, or by whole numbers in an array where they are many: a million names take 200 MB.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from consilience.errors import DataError
-from consilience.stats.estimate import Floats
+
+Floats = NDArray[np.float64]
+Units = Sequence[str] | NDArray[np.intp]
 
 
 def finite(values: ArrayLike, name: str) -> Floats:
@@ -23,7 +29,7 @@ def finite(values: ArrayLike, name: str) -> Floats:
     return x
 
 
-def unit_labels(units: Sequence[str] | None, n: int) -> Sequence[str]:
+def unit_labels(units: Units | None, n: int) -> Units:
     """`units`, or positions as labels; raises `DataError` unless there is one for each of `n` items."""
     if units is None:
         return [str(i) for i in range(n)]
@@ -32,13 +38,35 @@ def unit_labels(units: Sequence[str] | None, n: int) -> Sequence[str]:
     return units
 
 
-def unit_index(labels: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+def unit_index(labels: Units) -> tuple[Units, NDArray[np.intp]]:
     """The units in the order of their first item, and every item's place among them."""
+    if isinstance(labels, np.ndarray):
+        return _number_index(labels)
     index = {unit: i for i, unit in enumerate(dict.fromkeys(labels))}
     return tuple(index), np.fromiter((index[label] for label in labels), np.intp, len(labels))
 
 
-def several_units(labels: Sequence[str], unit_kind: str) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+def _number_index(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    if (labels[1:] > labels[:-1]).all():
+        return labels, np.arange(len(labels))
+    found, first, place_N = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return found[order], rank[place_N]
+
+
+def all_units(of_several: Sequence[Units]) -> tuple[Units, list[NDArray[np.intp]]]:
+    """The units of several lists in the order of their first appearance, and the places of each list's among them."""
+    if all(isinstance(units, np.ndarray) for units in of_several):
+        together: Units = np.concatenate([np.asarray(units) for units in of_several])
+    else:
+        together = [unit for units in of_several for unit in units]
+    found, index = unit_index(together)
+    return found, np.split(index, np.cumsum([len(units) for units in of_several])[:-1])
+
+
+def several_units(labels: Units, unit_kind: str) -> tuple[Units, NDArray[np.intp]]:
     """`unit_index` of at least two units; one alone shows no spread, and raises `DataError`."""
     units, index_N = unit_index(labels)
     if len(units) < 2:

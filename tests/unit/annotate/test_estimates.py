@@ -10,6 +10,7 @@ import pytest
 
 from consilience.annotate.agreement import Design
 from consilience.annotate.codebook import Codebook
+from consilience.annotate.columns import column_of
 from consilience.annotate.estimates import GOLD, NAIVE, POST, PPI, by_group, prevalence
 from consilience.annotate.gold import GoldItem
 from consilience.annotate.regress import DSL, regression, variables_of
@@ -50,8 +51,8 @@ def sample(rows: int = 800, gold: int = 200, *, clusters: int = 0, seed: int = 0
     )
     return Sample(
         configuration="m.s", labels=2, categories=tuple(names), category_N=category, gold_N=gold_N, coded=coded,
-        ids=tuple(f"r{i}" for i in range(rows)), clusters_N=tuple(of_cluster) if of_cluster else None,
-        columns={"group": list(group), "x": list(x)},
+        cluster_N=np.arange(rows) % clusters if clusters else None, clusters=tuple(f"c{i}" for i in range(clusters)),
+        columns={"group": column_of("group", [*group]), "x": column_of("x", [*map(str, x)])},
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_a_formula_that_does_not_fit(formula: str, words: str) -> None:
 
 
 def test_columns_of_a_formula() -> None:
-    assert variables_of("v_yes ~ group + np.log(x) + group:x", book()) == (["group", "x"], True)
+    assert variables_of("v_yes ~ group + np.log(x) + group:x", book()) == (["group", "x"], {"v_yes"})
 
 
 def coded(pairs: list[tuple[str, str]], **coders: list[str]) -> list[Coded]:

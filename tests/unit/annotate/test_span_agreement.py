@@ -18,6 +18,7 @@ from consilience.annotate.spans import Span, runs
 from consilience.annotate.validate import Coded, agreement_with_gold, validate
 from consilience.errors import DataError
 from consilience.rng import stream
+from consilience.stats import unitizing_alpha
 
 ALONE = Design(None, None)
 EVERY, CLAIM = "F1 over characters, any label", "F1 over characters, claim"
@@ -129,3 +130,20 @@ def test_a_coding_that_is_no_spans_is_refused() -> None:
     with pytest.raises(DataError, match="not JSON"):
         codings_of([("claim", "[]")], SPAN, [5])
     assert left_out(["a", "b"], SPAN) == ""
+
+
+def test_unitizing_alphas_of_overlapping_spans() -> None:
+    """Where labels do not matter a coder's overlapping spans are one; with labels only such as exclude each other."""
+    apart = ('[[0, 2, "claim"], [4, 6, "blame"]]', '[[0, 4, "claim"], [4, 6, "claim"]]')
+    over = ('[[0, 3, "claim"], [2, 6, "blame"]]', '[[0, 6, "claim"]]')
+    measures = measures_of([apart, apart], SPAN, ALONE, [10, 10])
+    one = unitizing_alpha([[[(0, 2, ""), (4, 6, "")], [(0, 4, ""), (4, 6, "")]]] * 2, [10, 10])
+    assert measures["Krippendorff's |u-alpha (units), any label"](0.95).value == pytest.approx(one.value)
+    assert measures["Krippendorff's u-alpha (units and labels), any label"](0.95).value < one.value
+    measures = measures_of([over, apart, (apart[0], "(refused)")], SPAN, ALONE, [10, 10, 10])
+    joined = [[[(0, 6, "")], [(0, 6, "")]], [[(0, 2, ""), (4, 6, "")], [(0, 4, ""), (4, 6, "")]]]
+    expected = unitizing_alpha(joined, [10, 10]).value
+    assert measures["Krippendorff's |u-alpha (units), any label"](0.95).value == pytest.approx(expected)
+    with pytest.raises(DataError, match="units overlap"):
+        measures["Krippendorff's u-alpha (units and labels), any label"](0.95)
+    assert "Krippendorff's u-alpha (units and labels), claim" not in measures

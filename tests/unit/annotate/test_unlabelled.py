@@ -58,7 +58,7 @@ def sample(refused: int = 0) -> Sample:
     gold_N[:8] = np.arange(8)
     return Sample(
         configuration="m.s", labels=2, categories=("no", "yes", "(refused)"), category_N=category_N, gold_N=gold_N,
-        coded=coded, ids=tuple(f"r{i}" for i in range(100)),
+        coded=coded,
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_the_mean_of_numbers_is_bounded_by_the_ends_of_the_range() -> None:
     coded = tuple(Coded(GoldItem(f"r{i}", str(i)), str(i), "ok") for i in range(4))
     drawn = Sample(
         configuration="m.s", labels=0, categories=tuple("0123"), category_N=np.arange(4), gold_N=np.arange(4),
-        coded=coded, ids=tuple("abcd"), unlabelled=(Unlabelled("u", "no label"),),
+        coded=coded, unlabelled=(Unlabelled("u", "no label"),),
     )  # fmt: skip
     way = {"PPI++": {"value": 5.0, "low": 4.0, "high": 6.0}}
     bounds = without_label(drawn, numbers, {"mean": way})["bounds"]["mean"]

@@ -15,11 +15,12 @@ Text = list[list[Unit] | None]
 
 
 def cut(rng: np.random.Generator, length: int, longest: int, labels: str = "abc") -> list[Unit]:
-    """Units and gaps in turn, of random lengths."""
-    found, at = [], int(rng.integers(0, longest))
+    """Units and gaps in turn, of random lengths, begun far before the text: where it begins tells nothing."""
+    found, at = [], -20 * longest
     while at < length:
         end = min(length, at + int(rng.integers(1, longest + 1)))
-        found.append((at, end, str(rng.choice([*labels]))))
+        if end > 0:
+            found.append((max(0, at), end, str(rng.choice([*labels]))))
         at = end + int(rng.integers(0, longest))
     return found
 
@@ -34,6 +35,17 @@ def test_two_coders_by_hand() -> None:
     found = unitizing_alpha(texts, [10, 0])
     assert found.value == pytest.approx(1 - 8 * 356 / (20 * 192))
     assert unitizing_alpha(texts, [10, 0], about="units").value == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize(("about", "published"), [("units and labels", 0.474), ("units", 0.433), ("labels", 0.779)])
+def test_the_example_of_another_implementation(about: str, published: float) -> None:
+    """Three coders, two labels: the numbers printed by lindanna/unitized_alpha (Lindahl 2025) for its own example."""
+    coders: Text = [
+        [(2, 5, "1"), (9, 11, "1"), (12, 20, "2")],
+        [(2, 5, "1"), (7, 15, "2")],
+        [(2, 5, "1"), (10, 15, "2")],
+    ]
+    assert unitizing_alpha([coders, [[], [], []]], [20, 0], about=about).value == pytest.approx(published, abs=5e-4)
 
 
 @pytest.mark.parametrize("about", ["units", "units and labels"])
