@@ -21,7 +21,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The client and the judges against transformers serve and llama.cpp, which is compiled first.
+# The client and the judges against transformers serve and llama.cpp, which is compiled first; LangChain against ours.
 test-servers: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-servers]'
 	$(BIN)/python -m pytest -m servers
