@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fake_endpoint import Reply, choices, fake_server
+from preference_recipe import write_recipe, write_rows
 
 Consilience = Callable[..., Any]
 QUESTIONS = [f"Say {word}" for word in ("lamp", "maps", "birds", "bread", "seven", "river", "cold", "table")]
@@ -20,25 +20,17 @@ HELD_OUT = ["Say water", "Say quiet"]
 @pytest.fixture
 def prefer(world: Path, tmp_path: Path, consilience: Consilience) -> Consilience:
     """`prefer(**changes)` runs two rounds of four questions, or goes on with them."""
-    for name, questions in (("pairs", QUESTIONS), ("held_out", HELD_OUT)):
-        rows = [{"prompt": question, "chosen": "A lamp.", "rejected": "Bread."} for question in questions]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "reward.py").write_text("def score(prompt, reply): return len(reply) + reply.count('e') / 7\n")
+    pairs, held_out = (
+        [{"prompt": question, "chosen": "A lamp.", "rejected": "Bread."} for question in questions]
+        for questions in (QUESTIONS, HELD_OUT)
+    )
+    write_rows(tmp_path / "held_out.jsonl", held_out)
 
     def run(**changes: Any) -> Any:
-        tree = {
-            "model": str(world / "pivot"),
-            "data": {"path": "pairs.jsonl"},
-            "held_out": {"path": "held_out.jsonl"},
-            "judge": {"kind": "function", "function": "reward.py:score"},
-            "rounds": 2,
-            "sample": {"max_new_tokens": 6},
-            "measure": {"sample": {"temperature": 1.0, "max_new_tokens": 6}},
-            "train": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1},
-            "threads": 1,
-        } | changes
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return consilience("prefer", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--json")
+        own = {"held_out": {"path": "held_out.jsonl"}} | changes
+        return consilience(
+            "prefer", write_recipe(tmp_path, world / "pivot", pairs, **own), "--out", tmp_path / "run", "--json"
+        )
 
     return run
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from consilience.models import load_model
 from consilience.pipelines.prefer import prefer_recipe
+from preference_recipe import TRAIN, write_recipe
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me"}]
 MORE = [{"role": "assistant", "content": "Seven birds"}, {"role": "user", "content": "And then?"}]
@@ -33,21 +33,7 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
             }
             for i in range(10)
         ]
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "reward.py").write_text("def score(prompt, reply): return len(reply) + reply.count('e') / 7\n")
-        tree = {
-            "model": str(world / model),
-            "data": {"path": "pairs.jsonl"},
-            "held_out": {"share": 0.2},
-            "judge": {"kind": "function", "function": "reward.py:score"},
-            "rounds": 2,
-            "sample": {"max_new_tokens": 6},
-            "measure": {"sample": {"temperature": 1.0, "max_new_tokens": 6}},
-            "train": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1},
-            "threads": 1,
-        } | changes
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return prefer_recipe(folder / "recipe.yaml", folder / "run").run
+        return prefer_recipe(write_recipe(folder, world / model, rows, **changes), folder / "run").run
 
     return aligned
 
@@ -72,16 +58,14 @@ def test_any_template_and_several_turns(run: Callable[..., Path], model: str) ->
 
 @pytest.mark.parametrize("train", [{"lora": {"rank": 2}}, {}])
 def test_bfloat16(run: Callable[..., Path], train: dict[str, Any]) -> None:
-    settings = {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1}
-    made = run("pivot", train={**settings, "dtype": "bfloat16", "gradient_checkpointing": True, **train})
+    made = run("pivot", train={**TRAIN, "dtype": "bfloat16", "gradient_checkpointing": True, **train})
     for number in (1, 2):
         assert curve(made, "policy", number)[0]["loss"] == pytest.approx(0.693, abs=0.03)
     assert load_model(made / "policy" / "round-2" / "train").model.dtype == torch.float32
 
 
 def test_adapters_learn_on_and_their_reference_is_the_policy_before(run: Callable[..., Path], world: Path) -> None:
-    train = {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 0.01, "log_steps": 1}
-    made = run("pivot", train={**train, "lora": {"rank": 2, "alpha": 4}})
+    made = run("pivot", train={**TRAIN, "lora": {"rank": 2, "alpha": 4}})
     for number in (1, 2):
         first = curve(made, "policy", number)[0]
         assert first["loss"] == pytest.approx(0.693147, abs=1e-4)  # policy and reference are one at the first step

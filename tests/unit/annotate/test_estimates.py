@@ -187,25 +187,26 @@ def test_coders_among_themselves_and_with_the_model() -> None:
     )
 
 
-def of_several(drawn: Sample) -> Sample:
-    """The same texts as a multi-label variable: `yes` beside a label that every text has."""
-    both = {"no": "always", "yes": "yes|always"}
+def relabelled(drawn: Sample, labels: int, names: dict[str, str]) -> Sample:
+    """The same texts with other names for `no` and `yes`; the codebook has so many labels of its own."""
     return replace(
         drawn,
-        labels=2,
-        categories=tuple(both.get(category, category) for category in drawn.categories),
+        labels=labels,
+        categories=tuple(names.get(category, category) for category in drawn.categories),
         coded=tuple(
-            replace(item, gold=replace(item.gold, label=both[item.gold.label]), label=both.get(item.label or ""))
+            replace(item, gold=replace(item.gold, label=names[item.gold.label]), label=names.get(item.label or ""))
             for item in drawn.coded
         ),
     )
 
 
 def test_groups_of_several_labels_are_those_of_each_label_alone() -> None:
+    """`yes` beside a label that every text has."""
     drawn = sample()
+    of_several = relabelled(drawn, 2, {"no": "always", "yes": "yes|always"})
     alone = by_group(drawn, book(), "group", seed=0, corpus_is_sample=True)
     several = book(level="multi-label", labels=["yes", "always"])
-    found = by_group(of_several(drawn), several, "group", seed=0, corpus_is_sample=True)
+    found = by_group(of_several, several, "group", seed=0, corpus_is_sample=True)
     for group in ("a", "b"):
         ways = found["groups"][group]["prevalence"]
         for way in (PPI, GOLD, NAIVE):
@@ -223,16 +224,7 @@ def test_groups_of_several_labels_are_those_of_each_label_alone() -> None:
 def test_groups_of_a_number_have_means_and_their_difference() -> None:
     """Yes is 10 and no is 0, so the mean is ten times the share."""
     drawn = sample(refused=40)
-    numbers = {"no": "0", "yes": "10"}
-    as_numbers = replace(
-        drawn,
-        labels=0,
-        categories=tuple(numbers.get(category, category) for category in drawn.categories),
-        coded=tuple(
-            replace(item, gold=replace(item.gold, label=numbers[item.gold.label]), label=numbers.get(item.label or ""))
-            for item in drawn.coded
-        ),
-    )
+    as_numbers = relabelled(drawn, 0, {"no": "0", "yes": "10"})
     interval = book(level="interval", labels=[], range=[0, 10])
     found = by_group(as_numbers, interval, "group", seed=0, corpus_is_sample=True)
     shares = by_group(drawn, book(), "group", seed=0, corpus_is_sample=True)
