@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from consilience.errors import DataError
 from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
 from consilience.models.replies import OnProgress, sample_to_disk
-from consilience.records import Message, read_rows
+from consilience.records import Message, messages_of, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,11 @@ def ask(
 ) -> list[Record]:
     """Every reply to every prompt, on disk in `folder` as they come: see `models.sample_to_disk`.
 
-    Prompts with the same settings go together; settings in the order in which they first appear.
+    Prompts with the same settings go together; settings in the order in which they first appear. Raises `DataError`
+    where finished answers are to none of the prompts.
     """
+    if isinstance(sampler, FinishedAnswers):
+        sampler.refuse_others([one.prompt(task) for one in asked])
     alike: dict[Sampling, list[Asked]] = {}
     for one in asked:
         alike.setdefault(one.sampling, []).append(one)
@@ -148,6 +151,14 @@ class _Finished(NamedTuple):
         return ReplyStatus.OK if self.text.strip() else ReplyStatus.EMPTY
 
 
+def _turns_of(prompt: Sequence[Any]) -> tuple[Message, ...]:
+    """The turns of a chat; none where they are not texts alone."""
+    try:
+        return messages_of({"messages": prompt}, where="")
+    except DataError:
+        return ()
+
+
 def _number(row: Mapping[str, Any], key: str, where: str, least: int) -> int:
     value = row.get(key)
     if value is None:
@@ -161,20 +172,21 @@ class FinishedAnswers:
     """A `Sampler` whose replies are in a file: our records, FastChat's model answers, alpaca_eval's outputs, or rows
     with `id` or `prompt` and one of REPLY_FIELDS.
 
-    A reply is found by the item's id, else by the text of the prompt's last turn. Raises `DataError` at a row that
-    holds no reply.
+    A reply is found by the item's id, else by the prompt's turns, else by the text of its last turn; what the file has
+    no reply to is missing. Raises `DataError` at a row that holds no reply.
     """
 
     def __init__(self, name: str, path: Path, task: str) -> None:
         self.name, self.path = name, path
         self._by_id: dict[str, dict[int, _Finished]] = defaultdict(dict)
         self._by_text: dict[str, dict[int, _Finished]] = defaultdict(dict)
+        self._by_turns: dict[tuple[Message, ...], dict[int, _Finished]] = defaultdict(dict)
         for where, row in read_rows(path):
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: got {type(row).__name__}, expected an object with a reply.")
             if row.get("task") in (None, task):
                 self._keep(where, row, task)
-        if not (self._by_id or self._by_text):
+        if not (self._by_id or self._by_turns or self._by_text):
             raise DataError(f"{path} holds no replies to the task {task!r}.")
 
     def _keep(self, where: str, row: Mapping[str, Any], task: str) -> None:
@@ -198,25 +210,37 @@ class FinishedAnswers:
             self._by_id[asked.prompt(task).id][sample if turn == 1 else 0] = finished
         said = row.get("prompt", row.get("instruction"))
         if isinstance(said, Sequence) and not isinstance(said, str) and said:
-            said = said[-1].get("content") if isinstance(said[-1], Mapping) else None
+            turns = _turns_of(said)
+            self._by_turns[turns][sample] = finished
+            # "And then?" may end any chat.
+            said = turns[-1].content if turns and all(turn.role != "assistant" for turn in turns) else None
         if isinstance(said, str):
             self._by_text[said][sample] = finished
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Reply]:
-        """The replies in the file; what it has none of is missing. Raises `DataError` where it has none at all."""
-        found = 0
+        """The replies in the file; what it has none of is missing."""
         for prompt in prompts:
-            texts = self._by_id.get(prompt.id) or self._by_text.get(prompt.messages[-1].content) or {}
+            texts = self._replies_to(prompt)
             for sample in range(sampling.samples):
                 there = texts.get(sample)
                 if there is None:
                     yield Reply(prompt.id, sample, "", ReplyStatus.MISSING, detail=f"not in {self.path.name}")
                 else:
-                    found += 1
                     yield Reply(prompt.id, sample, there.text, there.how_it_ended, detail=there.detail)
-        if prompts and not found:
+
+    def refuse_others(self, prompts: Sequence[Prompt]) -> None:
+        """Raises `DataError` where the file has a reply to none of `prompts`: it is another task's.
+
+        Of all prompts that are asked: `sample` is given them in parts, and a file may well leave out a part.
+        """
+        if prompts and not any(map(self._replies_to, prompts)):
             known = [*self._by_id, *self._by_text][:3]
             raise DataError(
                 f"{self.path} has no reply to any of {len(prompts)} prompts such as {prompts[0].id!r}; it has "
                 f"{', '.join(repr(name[:60]) for name in known)}. Match them by id, or by the text of the prompt."
             )
+
+    def _replies_to(self, prompt: Prompt) -> Mapping[int, _Finished]:
+        """By sample."""
+        found = self._by_id.get(prompt.id) or self._by_turns.get(prompt.messages)
+        return found or self._by_text.get(prompt.messages[-1].content) or {}

@@ -13,6 +13,7 @@ from consilience.errors import ConfigError, DataError
 from consilience.evaluate.answers import Asked, FinishedAnswers, ask, read_records
 from consilience.evaluate.questions import fields_of, fill
 from consilience.models import Prompt, Reply, ReplyStatus, Sampling
+from consilience.models.replies import PART
 from consilience.records import Message, write_jsonl
 
 
@@ -115,8 +116,32 @@ def test_files_without_replies(rows: list[Any], says: str, tmp_path: Path) -> No
 
 def test_a_file_of_other_items_is_refused_with_examples(tmp_path: Path) -> None:
     finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", [{"id": "z", "reply": "x"}]), "t")
+    asked = [Asked("q", (Message("user", "x"),), COLD)]
     with pytest.raises(DataError, match=r"no reply to any of 1 prompts such as 't/q'; it has 't/z'"):
-        list(finished.sample([Asked("q", (Message("user", "x"),), COLD).prompt("t")], COLD))
+        ask(finished, "m", "t", asked, tmp_path / "parts")
+
+
+def test_a_file_may_leave_out_a_whole_part_of_the_prompts(tmp_path: Path) -> None:
+    """Replies to the first ten of more prompts than are asked for at once."""
+    rows = [{"id": f"q{i}", "reply": f"r{i}"} for i in range(10)]
+    asked = [Asked(f"q{i}", (Message("user", "x"),), COLD) for i in range(PART + 5)]
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+    records = ask(finished, "m", "t", asked, tmp_path / "parts")
+    assert [record.reply for record in records[:10]] == [f"r{i}" for i in range(10)]
+    assert {(record.status.value, record.reply) for record in records[10:]} == {("missing", "")}
+
+
+def test_chats_that_end_alike_are_told_apart_by_all_their_turns(tmp_path: Path) -> None:
+    chats = [
+        (Message("user", f"Hi {i}"), Message("assistant", "Hello"), Message("user", "And then?")) for i in range(3)
+    ]
+    rows = [
+        {"prompt": [{"role": turn.role, "content": turn.content} for turn in chat], "reply": f"r{i}"}
+        for i, chat in enumerate(chats[:2])
+    ]
+    finished = FinishedAnswers("m", lines(tmp_path / "a.jsonl", rows), "t")
+    found = finished.sample([Asked(f"q{i}", chat, COLD).prompt("t") for i, chat in enumerate(chats)], COLD)
+    assert [reply.text for reply in found] == ["r0", "r1", ""]
 
 
 def test_a_template_reads_fields_and_never_what_is_in_them() -> None:
