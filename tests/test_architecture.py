@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "consilience"
 LAYERS = (
     {"errors"},
+    {"folders"},
     {"records", "rng", "stats"},
     {"config"},
     {"run"},

@@ -1,4 +1,4 @@
-"""The records that rooms hand to one another, and their files: JSONL, JSON and Parquet, both ways."""
+"""The records that rooms hand to one another, and their files: JSONL, JSON and Parquet, both ways; folders of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from consilience.errors import DataError
+from consilience.folders import is_saved, saved_rows, shards_of
 
 ROLES = ("system", "user", "assistant", "tool")
 # ShareGPT's and other exporters' names for the same roles.
@@ -65,8 +66,10 @@ class Conversation:
         return self.messages[:last]
 
 
-def read_conversations(path: Path | str, *, group_key: str = "group", limit: int | None = None) -> list[Conversation]:
-    """The chats of a JSONL, JSON or Parquet file (`.gz` too), each with `messages` or ShareGPT's `conversations`.
+def read_conversations(
+    path: Path | str, *, group_key: str = "group", limit: int | None = None, split: str | None = None
+) -> list[Conversation]:
+    """The chats of a file or folder (see `read_rows`), each with `messages` or ShareGPT's `conversations`.
 
     `group_key` names the field that holds a chat's group. Raises `DataError` naming file and line when a record
     cannot be read, has no assistant turn, or when there is none at all.
@@ -74,7 +77,7 @@ def read_conversations(path: Path | str, *, group_key: str = "group", limit: int
     path = Path(path)
     chats = [
         conversation_of(row, where=where, index=index, group_key=group_key)
-        for index, (where, row) in enumerate(islice(read_rows(path), limit))
+        for index, (where, row) in enumerate(islice(read_rows(path, split=split), limit))
     ]
     if not chats:
         raise DataError(f"{path} holds no conversations. Expected one JSON object with 'messages' per line.")
@@ -188,8 +191,15 @@ def read_judgments(path: Path) -> list[Judgment]:
     return [judgment_of(row, where=where) for where, row in read_rows(path)]
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """`(where, row)` of every record of a .jsonl, .json or .parquet file; `where` names file and line."""
+def read_rows(path: Path, *, split: str | None = None) -> Iterator[tuple[str, Any]]:
+    """`(where, row)` of every record of a .jsonl, .json (both also .gz) or .parquet file; `where` names file and line.
+
+    A folder may hold such files (`split` says which, where there are several), or be one that `save_to_disk` wrote.
+    """
+    if path.is_dir():
+        parts = [saved_rows(path, split)] if is_saved(path) else map(read_rows, shards_of(path, split))
+        yield from chain.from_iterable(parts)
+        return
     if not path.is_file():
         raise DataError(f"no file {path}. Check the path; paths in a recipe are relative to the recipe.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()

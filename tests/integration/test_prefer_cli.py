@@ -157,6 +157,17 @@ REFUSED: dict[str, Refused] = {
     "an arm's unknown key": ({"arms": {"a": {"los": 1}}}, "arms.a: unknown key 'los'"),
     "data from nowhere": ({"arms": {"a": {"data_from": "b"}}}, "arms.a.data_from: no arm is called 'b'"),
     "no pair possible": ({"arms": {"a": {"offline_pair": False}}}, "one sample and no offline pair"),
+    "selm without alpha": ({"loss": {"name": "selm"}}, "loss.name is selm and loss.alpha 0, which is dpo"),
+    "no y for selm": ({"arms": {"a": {"pair": "swap"}}}, "pair: swap samples nothing"),
+    "offline in every round": ({"offline_rounds": 2}, "offline_rounds is 2 of 2 rounds"),
+    "a server never asked": (
+        {"sampler": {"endpoint": {"url": "http://x/v1", "model": "m"}, "rounds": "first"}, "offline_rounds": 1},
+        "the server would never be asked",
+    ),
+    "a split of a file": (
+        {"data": {"path": "tiny:pairs.jsonl", "split": "train"}},
+        "data.split",
+    ),
     "no tiny block": ({"tiny": None}, "no 'tiny:' block"),
     "too many rounds": ({"rounds": 49}, "49 rounds of at least 1 prompts need 49, and the data has 48"),
     "no file": ({"data": {"path": "nowhere.jsonl"}}, "no file 'nowhere.jsonl'"),

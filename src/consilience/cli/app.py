@@ -17,6 +17,7 @@ from consilience.cli.align import align
 from consilience.cli.annotate import annotate
 from consilience.cli.compare import compare, power
 from consilience.cli.evaluate import evaluate
+from consilience.cli.forecast import TFLOPS, DryRun, Tflops, print_forecast
 from consilience.cli.gold import gold
 from consilience.cli.merge import merge
 from consilience.cli.options import AsJson, Overrides
@@ -90,19 +91,17 @@ def fuse(
     reuse: Annotated[
         list[Path], typer.Option(metavar="RUN", help="Take what an earlier run made from the same. May be repeated.")
     ] = [],  # noqa: B006
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what every stage will take: disk, memory, FLOPs.")
-    ] = False,
-    tflops: Annotated[
-        float, typer.Option(min=0.001, help="With --dry-run: 10^12 FLOPs a second that your machine sustains.")
-    ] = 60,
+    dry_run: DryRun = False,
+    tflops: Tflops = TFLOPS,
     as_json: AsJson = False,
 ) -> None:
     """Fuse chat models: represent, align, train pairwise, merge, evaluate, report."""
     from consilience.cli.progress import watching
 
     if dry_run:
-        _print_forecast(recipe, out, overrides, tflops, as_json)
+        from consilience.pipelines.forecast import forecast_recipe
+
+        print_forecast(forecast_recipe(recipe, out, overrides).to_json(), as_json=as_json, tflops=tflops)
         return
 
     with watching() as on_progress:
@@ -133,14 +132,6 @@ app.add_typer(annotate, name="annotate")
 app.add_typer(gold, name="gold")
 for command in (align, compare, evaluate, merge, power, prefer, search, serve):
     app.command()(command)
-
-
-def _print_forecast(recipe: Path, out: Path, overrides: list[str], tflops: float, as_json: bool) -> None:
-    from consilience.cli.tables import forecast_table
-    from consilience.pipelines.forecast import forecast_recipe
-
-    found = forecast_recipe(recipe, out, overrides).to_json()
-    print(json.dumps(found) if as_json else forecast_table(found, tflops))
 
 
 def _print_fusion(result: Any, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from consilience.cli.forecast import STEPS_PER_SECOND, TFLOPS, DryRun, StepsPerSecond, Tflops, print_forecast
 from consilience.cli.options import AsJson, Overrides
 
 
@@ -15,11 +16,20 @@ def prefer(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; ready ones are in recipes/.")],
     out: Annotated[Path, typer.Option(help="The run folder. The same command goes on with a run that was stopped.")],
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    dry_run: DryRun = False,
+    tflops: Tflops = TFLOPS,
+    steps_per_second: StepsPerSecond = STEPS_PER_SECOND,
     as_json: AsJson = False,
 ) -> None:
     """Align a chat model online: rounds of sample, judge, pair, train, swap the reference; every arm in one report."""
     from consilience.cli.progress import watching
 
+    if dry_run:
+        from consilience.pipelines.prefer_forecast import forecast_alignment
+
+        found = forecast_alignment(recipe, out, overrides).to_json()
+        print_forecast(found, as_json=as_json, tflops=tflops, steps_per_second=steps_per_second)
+        return
     with watching() as on_progress:
         from consilience.pipelines.prefer import prefer_recipe
 

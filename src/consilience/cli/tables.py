@@ -37,25 +37,6 @@ def fusion_table(results: Mapping[str, Any]) -> str:
     return "\n".join([columns(rows), "", *notes])
 
 
-def forecast_table(found: Mapping[str, Any], tflops: float) -> str:
-    """What every stage of a fusion will take; hours are at `tflops` · 10^12 FLOPs a second."""
-    rows = [("stage", "disk", "memory", "FLOPs", f"hours at {tflops:g} TFLOP/s")]
-    total = {key: found[key] for key in ("disk_bytes", "memory_bytes", "flops")} | {"name": "in all"}
-    for stage in (*found["stages"], total):
-        flops = stage["flops"]
-        hours = flops / tflops / 3.6e15
-        spent = (f"{flops:.1e}", f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}") if flops else ("", "")
-        rows.append((stage["name"], _sized(stage["disk_bytes"]), _sized(stage["memory_bytes"]), *spent))
-    passing = f"and {_sized(found['passing_bytes'])} of disk while a target is trained, for its checkpoints"
-    return "\n".join([columns(rows), "", passing, *found["assumptions"]])
-
-
-def _sized(count: int) -> str:
-    if not count:
-        return ""
-    return f"{count / 1e9:,.1f} GB" if count >= 5e7 else f"{count / 1e6:,.1f} MB"
-
-
 def alignment_table(result: Mapping[str, Any]) -> str:
     """How well the tokens of every source meet the pivot's, a section per source."""
     head = f"pivot   {result['pivot']}\ntexts   {result['texts']}\n" + (

@@ -1,27 +1,26 @@
-"""The chats of a recipe: read from a file or a data set, and split into those to learn from and those held out."""
+"""The chats of a recipe: read from a file, a folder or a data set, and split into those to learn from and held out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
-from consilience.errors import ConfigError, DataError
+from consilience.errors import DataError
+from consilience.pipelines.data import rows_of
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
-from consilience.records import Conversation, Message, conversation_of, read_conversations, read_rows, row_of
+from consilience.records import Conversation, Message, conversation_of, row_of
 from consilience.rng import stream
-from consilience.weights.hub import broken_connections
 
 
 def read_chats(recipe: FuseRecipe, places: Places) -> tuple[list[Conversation], list[Conversation]]:
     """Training and held-out chats; a share is held out by prompt, so that no prompt is on both sides."""
     data, held_out = recipe.data, recipe.held_out
-    chats = _from_data_set(data) if places.is_data_set(data.path) else _from_file(data.path, data, places)
+    chats = _read(data, places)
     if held_out.path:
-        return chats, _from_file(held_out.path, held_out, places)
+        return chats, _read(held_out, places)
     assert held_out.share is not None
     prompts = sorted({chat.opening for chat in chats})
     count = max(1, round(held_out.share * len(prompts)))
@@ -33,11 +32,6 @@ def read_chats(recipe: FuseRecipe, places: Places) -> tuple[list[Conversation], 
     return train_chats, [chat for chat in chats if chat.opening in kept_back][: held_out.limit]
 
 
-def fingerprint_of_data_set(data: DataSettings) -> str:
-    """A hash of the chats of a `datasets` data set: its name stays the same when its rows change."""
-    return fingerprint_of_chats(_from_data_set(data))
-
-
 def fingerprint_of_chats(chats: Sequence[Conversation]) -> str:
     """A hash of chats in their order."""
     digest = hashlib.sha256()
@@ -46,39 +40,17 @@ def fingerprint_of_chats(chats: Sequence[Conversation]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_file(name: str, settings: DataSettings | HeldOutSettings, places: Places) -> list[Conversation]:
+def _read(settings: DataSettings | HeldOutSettings, places: Places) -> list[Conversation]:
+    rows, name = rows_of(settings, places), str(settings.path)
     if isinstance(settings, DataSettings) and settings.text_key:
-        rows = islice(read_rows(places.file(name)), settings.limit)
         return [_text(row, settings, where, index) for index, (where, row) in enumerate(rows)]
-    chats = read_conversations(places.file(name), group_key=settings.group_key, limit=settings.limit)
+    chats = [
+        conversation_of(row, where=where, index=index, group_key=settings.group_key)
+        for index, (where, row) in enumerate(rows)
+    ]
+    if not chats:
+        raise DataError(f"{name} holds no conversations. Expected one JSON object with 'messages' per line.")
     return _checked(chats, name, settings)
-
-
-def _from_data_set(data: DataSettings) -> list[Conversation]:
-    """Chats of a `datasets` data set from the hub or its cache."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError(
-            f"data.path {data.path!r} is no file; for a data set of the hub: pip install 'consilience[hub]'."
-        ) from None
-    try:
-        rows = datasets.load_dataset(
-            data.path, split=data.split if data.limit is None else f"{data.split}[:{data.limit}]"
-        )
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, *broken_connections()) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"data.path {data.path!r} is no file, and no data set can be loaded by that name: {reason}"
-        ) from None
-    chats = []
-    for number, row in enumerate(rows):
-        where = f"{data.path}[{data.split}], row {number}"
-        if data.text_key:
-            chats.append(_text(row, data, where, number))
-        else:
-            chats.append(conversation_of(row, where=where, index=number, group_key=data.group_key))
-    return _checked(chats, data.path, data)
 
 
 def _text(row: Any, data: DataSettings, where: str, index: int) -> Conversation:

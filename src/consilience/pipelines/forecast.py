@@ -1,4 +1,4 @@
-"""What a fusion will take, before anything is loaded: every stage's disk, memory and arithmetic.
+"""What a run will take, before anything is loaded: every stage's disk, memory and arithmetic; here, a fusion's.
 
 Counts of parameters are exact (from the architectures); texts are counted where their file is here. Memory is of the
 device that computes and leaves out what the libraries themselves take. A token's forward pass is 2 FLOPs per active
@@ -21,13 +21,13 @@ from consilience.config import load_recipe
 from consilience.errors import DataError
 from consilience.models import load_tokenizer
 from consilience.models.score import LOGITS_HELD
-from consilience.pipelines.architectures import Size, size_of
+from consilience.pipelines.architectures import Size, architecture_of, size_of
 from consilience.pipelines.chats import read_chats
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import PIVOT, FuseRecipe
-from consilience.pipelines.rehearsal import architecture_of
 from consilience.pipelines.targets import Target, targets_of
 from consilience.records import Conversation
+from consilience.train import TrainSettings
 from consilience.train.head import BLOCK_LOGITS
 from consilience.weights import Checkpoint
 
@@ -48,6 +48,7 @@ class Stage:
     disk_bytes: int
     memory_bytes: int
     flops: float
+    writing_steps: int = 0  # a token to each of a batch of replies, which reads all weights once
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Forecast:
             "passing_bytes": self.passing_bytes,
             "memory_bytes": max(stage.memory_bytes for stage in self.stages),
             "flops": sum(stage.flops for stage in self.stages),
+            "writing_steps": sum(stage.writing_steps for stage in self.stages),
             "assumptions": list(self.assumptions),
         }
 
@@ -95,7 +97,8 @@ class _Fusion:
     def __init__(self, recipe: FuseRecipe, places: Places, texts: Texts) -> None:
         self.recipe, self.places, self.texts = recipe, places, texts
         models = {PIVOT: recipe.pivot, **recipe.sources}
-        self.sizes = {name: size_of(architecture_of(path, recipe, places)) for name, path in models.items()}
+        known = recipe.assumed.architectures
+        self.sizes = {name: size_of(architecture_of(path, known, places)) for name, path in models.items()}
 
     @property
     def pivot(self) -> Size:
@@ -111,22 +114,15 @@ class _Fusion:
             *(self._evaluate(name) for name in [*self.sizes, *self.recipe.target_names, *self.recipe.merges]),
             Stage("model", self._stored, 0, 0.0),
         ]
-        return Forecast(tuple(stages), KEPT_CHECKPOINTS * 3 * 4 * self._updated, said)
+        return Forecast(tuple(stages), checkpoint_bytes(self.pivot, self.recipe.train), said)
 
-    @property
+    @cached_property
     def _stored(self) -> int:
-        """Bytes of a model in the pivot's own types; in bfloat16 where the pivot is not here to ask."""
-        folder = self.places.file(self.recipe.pivot)
-        if not folder.is_dir():
-            return BYTES["bfloat16"] * self.pivot.parameters
-        pivot = Checkpoint(folder)
-        return sum(dtype.itemsize * math.prod(pivot.shapes[name]) for name, dtype in pivot.dtypes.items())
+        return stored_bytes(self.pivot, self.places.file(self.recipe.pivot))
 
     @cached_property
     def _updated(self) -> int:
-        """Parameters that training changes."""
-        lora = self.recipe.train.lora
-        return self.pivot.parameters if lora is None else lora.rank * self.pivot.linear_ends
+        return updated(self.pivot, self.recipe.train)
 
     @property
     def _positions(self) -> float:
@@ -138,7 +134,7 @@ class _Fusion:
             f"represent/{name}",
             int(self._positions * (POSITION + 6 * settings.top_k)),
             BYTES[settings.dtype] * size.parameters + 4 * LOGITS_HELD,
-            self.texts.learnt * self.texts.tokens * _forward(size, self.texts.tokens),
+            self.texts.learnt * self.texts.tokens * forward_flops(size, self.texts.tokens),
         )
 
     def _align(self, name: str) -> Stage:
@@ -149,20 +145,13 @@ class _Fusion:
         read = texts.learnt * settings.epochs
         if settings.max_steps > 0:
             read = min(read, settings.max_steps * settings.batch_size)
-        passes = (2 if settings.lora else 3) + settings.gradient_checkpointing
         chosen = int(self._positions * (TARGET + CANDIDATE * self.recipe.represent.top_k)) if target.sources else 0
-        flops = read * texts.tokens * passes * _forward(self.pivot, texts.tokens)
+        flops = read * texts.tokens * passes_of(settings) * forward_flops(self.pivot, texts.tokens)
+        memory = training_memory(self.pivot, settings, settings.micro_batch_size * self.recipe.represent.max_tokens)
         return (
             Stage(f"select/{target.name}", chosen, 0, 0.0),
-            Stage(f"train/{target.name}", 4 * self.pivot.parameters, self._training_memory(), flops),
+            Stage(f"train/{target.name}", 4 * self.pivot.parameters, memory, flops),
         )
-
-    def _training_memory(self) -> int:
-        settings, pivot = self.recipe.train, self.pivot
-        frozen = 0 if settings.lora is None else BYTES[settings.dtype] * pivot.parameters
-        row = settings.micro_batch_size * self.recipe.represent.max_tokens * pivot.width * BYTES[settings.dtype]
-        kept = row * pivot.layers + 17 * row if settings.gradient_checkpointing else 17 * row * pivot.layers
-        return frozen + UPDATED * self._updated + kept + 3 * 4 * BLOCK_LOGITS["cuda"]
 
     def _evaluate(self, name: str) -> Stage:
         size, settings = self.sizes.get(name, self.pivot), self.recipe.evaluate
@@ -170,19 +159,50 @@ class _Fusion:
             f"evaluate/{name}",
             0,
             BYTES[settings.dtype] * size.parameters + 4 * LOGITS_HELD,
-            self.texts.held_out * self.texts.tokens * _forward(size, self.texts.tokens),
+            self.texts.held_out * self.texts.tokens * forward_flops(size, self.texts.tokens),
         )
 
 
-def _forward(size: Size, tokens: float) -> float:
+def forward_flops(size: Size, tokens: float) -> float:
     """FLOPs of one token's forward pass, in a text of `tokens`."""
     return 2 * size.active + 2 * size.layers * size.width * tokens
+
+
+def passes_of(settings: TrainSettings) -> int:
+    """Forward passes that a training step's arithmetic is as much as."""
+    return (2 if settings.lora else 3) + settings.gradient_checkpointing
+
+
+def updated(size: Size, settings: TrainSettings) -> int:
+    """Parameters that training changes."""
+    return size.parameters if settings.lora is None else settings.lora.rank * size.linear_ends
+
+
+def training_memory(size: Size, settings: TrainSettings, tokens: int) -> int:
+    """Bytes, where `tokens` are read at once."""
+    frozen = 0 if settings.lora is None else BYTES[settings.dtype] * size.parameters
+    row = tokens * size.width * BYTES[settings.dtype]
+    kept = row * size.layers + 17 * row if settings.gradient_checkpointing else 17 * row * size.layers
+    return frozen + UPDATED * updated(size, settings) + kept + 3 * 4 * BLOCK_LOGITS["cuda"]
+
+
+def checkpoint_bytes(size: Size, settings: TrainSettings) -> int:
+    """Bytes of the checkpoints that a training keeps until it ends."""
+    return KEPT_CHECKPOINTS * 3 * 4 * updated(size, settings)
+
+
+def stored_bytes(size: Size, folder: Path) -> int:
+    """Bytes of a model in its own types; in bfloat16 where it is not here to ask."""
+    if not folder.is_dir():
+        return BYTES["bfloat16"] * size.parameters
+    model = Checkpoint(folder)
+    return sum(dtype.itemsize * math.prod(model.shapes[name]) for name, dtype in model.dtypes.items())
 
 
 def _texts(recipe: FuseRecipe, places: Places) -> tuple[Texts, tuple[str, ...]]:
     """How much there is to read, measured where the files are here; and in sentences what it rests on."""
     assumed = recipe.assumed
-    here = places.file(recipe.data.path).is_file()
+    here = places.file(recipe.data.path).exists()
     if here:
         learnt, held_out = read_chats(recipe, places)
         counts, whence = (len(learnt), len(held_out)), f"counted in {recipe.data.path}"
@@ -190,8 +210,8 @@ def _texts(recipe: FuseRecipe, places: Places) -> tuple[Texts, tuple[str, ...]]:
     else:
         if assumed.chats is None:
             raise DataError(
-                f"{recipe.data.path!r} is no file here, so its chats cannot be counted. Give data.path a file, or say "
-                "how many there are: --set assumed.chats=10000."
+                f"{recipe.data.path!r} is not here, so its chats cannot be counted. Give data.path a file or "
+                "folder, or say how many there are: --set assumed.chats=10000."
             )
         share = recipe.held_out.share or 0.0
         counts, measured = (round(assumed.chats * (1 - share)), round(assumed.chats * share)), None

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from consilience.config import load_recipe
-from consilience.errors import ConfigError, DataError
+from consilience.errors import ConfigError
 from consilience.pipelines.card import model_card
-from consilience.pipelines.chats import fingerprint_of_data_set
+from consilience.pipelines.data import Named, fingerprints
 from consilience.pipelines.fusion import Fusion, OnProgress
 from consilience.pipelines.fusion_stages import aligned, evaluated, merged, represented
 from consilience.pipelines.fusion_training import trained
@@ -142,26 +142,19 @@ def _maker_of_tiny(
 def _fingerprints(recipe: FuseRecipe, places: Places, *, made_here: bool) -> dict[str, str]:
     """A hash of every model and file that the recipe names; the run's own tiny world follows from its seed."""
     models = {"pivot": recipe.pivot, **{f"sources.{name}": path for name, path in recipe.sources.items()}}
-    files = {"data": recipe.data.path, **{f"tasks.{name}": task.path for name, task in recipe.tasks.items()}}
+    files = {f"tasks.{name}": task.path for name, task in recipe.tasks.items()}
+    data: dict[str, Named] = {"data": recipe.data}
     if recipe.held_out.path:
-        files["held_out"] = recipe.held_out.path
+        data["held_out"] = recipe.held_out
     if judge := recipe.fusion.judge:
         models |= {"fusion.judge.model": judge.model} if judge.model else {}
         files |= {f"fusion.judge.{key}": file for key, file in judge.files.items()}
-    tiny = [name for name in (*models.values(), *files.values()) if places.is_made_here(name)]
+    names = [*models.values(), *files.values(), *(str(named.path) for named in data.values())]
+    tiny = [name for name in names if places.is_made_here(name)]
     if tiny and not made_here:
         raise ConfigError(f"the recipe names {tiny[0]!r} but has no 'tiny:' block that makes it.")
     found = {key: places.model(name) for key, name in models.items() if not places.is_made_here(name)}
-    for key, name in files.items():
-        file = places.file(name)
-        if places.is_made_here(name) or (key == "data" and places.is_data_set(name)):
-            continue
-        if not file.is_file():
-            raise DataError(f"{key}: no file {name!r}. Paths are relative to the recipe ({places.recipe_folder}).")
-        found[key] = file
-    prints = {key: fingerprint(file) for key, file in found.items()}
-    if places.is_data_set(recipe.data.path):
-        prints["data"] = fingerprint_of_data_set(recipe.data)
+    prints = {key: fingerprint(folder) for key, folder in found.items()} | fingerprints(data, files, places)
     same = [key for key in prints if key.startswith("sources.") and prints[key] == prints.get("pivot")]
     if same:
         raise ConfigError(f"{same[0]} is the pivot itself; a pivot cannot be its own source. Remove it.")

@@ -25,9 +25,10 @@ class TinySettings(Settings):
 
 
 class FileOrShare(Settings):
-    """What is held out: a file of its own, or a share of the data."""
+    """What is held out: data of its own (a file, a folder, a data set's name), or a share of what is learnt from."""
 
     path: str | None = None
+    split: str | None = Field(None, description="of a folder or data set that has several")
     share: float | None = Field(None, gt=0, lt=1)
     limit: int | None = Field(None, ge=1)
 

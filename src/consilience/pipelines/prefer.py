@@ -22,11 +22,12 @@ from consilience.config import load_recipe
 from consilience.errors import BackendError, ConfigError, DataError
 from consilience.judge import JudgeSettings
 from consilience.models import load_tokenizer, refuse_engine
+from consilience.pipelines.data import fingerprints, rows_of
 from consilience.pipelines.places import Places
-from consilience.pipelines.prefer_recipe import PreferRecipe, files_of, folder_of_seed, models_of, servers_of
+from consilience.pipelines.prefer_recipe import PreferRecipe, data_of, folder_of_seed, models_of, servers_of
 from consilience.pipelines.prefer_results import summarize
 from consilience.pipelines.tiny.preference import make_preference_world
-from consilience.prefer.data import Preference, read_preferences, slices
+from consilience.prefer.data import Preference, preferences_of, slices
 from consilience.prefer.judging import Scorer
 from consilience.prefer.measure import measure, read_measured
 from consilience.prefer.rounds import ArmSettings, Load, Policy, Reader, Round, ServedModel
@@ -64,7 +65,7 @@ def prefer_recipe(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     refuse_engine(recipe)
-    asked = recipe.decides(exclude={"title", "note"})
+    asked = recipe.decides(exclude={"title", "note", "assumed"})
     with open_run(out, asked, _fingerprints(recipe, Places(path.parent, out))) as run:
         gc.freeze()  # looking for garbage among what is imported takes 0.25 s, about as long as a tiny round
         for seed in recipe.seeds:
@@ -75,16 +76,17 @@ def prefer_recipe(
 
 def _fingerprints(recipe: PreferRecipe, places: Places) -> dict[str, str]:
     """A hash of every model and file that the recipe names; what the run makes itself follows from its seeds."""
-    models, files = models_of(recipe), files_of(recipe)
-    made_here = [name for name in (*models.values(), *files.values()) if places.is_made_here(name)]
+    models, data, files = models_of(recipe), data_of(recipe), recipe.judge.files
+    for key, named in data.items():
+        if named.split and Path(str(named.path)).suffix:
+            raise ConfigError(f"{key}.split is of a folder or a data set, and {named.path!r} is a file. Leave it out.")
+    names = [*models.values(), *(str(named.path) for named in data.values()), *files.values()]
+    made_here = [name for name in names if places.is_made_here(name)]
     if made_here and recipe.tiny is None:
         raise ConfigError(f"the recipe names {made_here[0]!r} but has no 'tiny:' block that makes it.")
-    for key, name in files.items():
-        if not places.is_made_here(name) and not places.file(name).is_file():
-            raise DataError(f"{key}: no file {name!r}. Paths are relative to the recipe ({places.recipe_folder}).")
-    found = {key: places.model(name) for key, name in models.items() if not places.is_made_here(name)}
-    found |= {key: places.file(name) for key, name in files.items() if not places.is_made_here(name)}
-    return {key: fingerprint(file) for key, file in found.items()}
+    found = fingerprints(data, {f"judge.{key}": file for key, file in files.items()}, places)
+    folders = {key: places.model(name) for key, name in models.items() if not places.is_made_here(name)}
+    return found | {key: fingerprint(folder) for key, folder in folders.items()}
 
 
 class _Seed:
@@ -142,9 +144,9 @@ class _Seed:
     def _read(self, *, any_pairs: bool) -> tuple[list[Preference], list[Preference]]:
         """What is learnt from, and what policies are measured on."""
         data, held_out = self.recipe.data, self.recipe.held_out
-        found = read_preferences(self.places.file(data.path), pairs=any_pairs, limit=data.limit)
+        found = preferences_of(rows_of(data, self.places), data.path, pairs=any_pairs)
         if held_out.path:
-            return found, read_preferences(self.places.file(held_out.path), pairs=False, limit=held_out.limit)
+            return found, preferences_of(rows_of(held_out, self.places), held_out.path, pairs=False)
         assert held_out.share is not None
         count = max(2, round(held_out.share * len(found)))
         if count >= len(found):

@@ -12,6 +12,7 @@ from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
 from consilience.models import EngineSettings, Sampling
 from consilience.models.endpoint import EndpointSettings
+from consilience.pipelines.data import Named
 from consilience.pipelines.places import FILE_NAME, FileOrShare
 from consilience.prefer.rounds import EXPLORATIONS, ArmSettings, ServedModel
 
@@ -28,14 +29,15 @@ class TinyPreferenceSettings(Settings):
 
 
 class PreferenceDataSettings(Settings):
-    """Prompts with a chosen and a rejected reply each, or prompts alone: JSONL, JSON or Parquet."""
+    """Prompts with a chosen and a rejected reply each, or prompts alone: a file, a folder, or a data set's name."""
 
     path: str
+    split: str | None = Field(None, description="of a folder or data set that has several; default: train")
     limit: int | None = Field(None, ge=1)
 
 
 class HeldOutPromptsSettings(FileOrShare):
-    """Prompts that policies are measured on: a file of their own, or the last share of `data`."""
+    """Prompts that policies are measured on: data of their own, or the last share of `data`."""
 
 
 class MeasureSettings(Settings):
@@ -43,6 +45,16 @@ class MeasureSettings(Settings):
 
     sample: Sampling = Sampling(temperature=1.0, max_new_tokens=1024)
     level: float = Field(0.95, gt=0, lt=1)
+
+
+class AssumedPromptSettings(Settings):
+    """What a dry run goes by where data or models are not here. A real run reads none of it."""
+
+    architectures: dict[str, str] = Field({}, description="by the name of a model or judge: one of ARCHITECTURES")
+    prompts: int | None = Field(None, ge=1, description="in the data")
+    held_out: int = Field(500, ge=2, description="in held_out.path")
+    prompt_tokens: int = Field(180, ge=1, description="of an average prompt, template included")
+    reply_tokens: int = Field(300, ge=1, description="of an average reply")
 
 
 class PreferRecipe(EngineSettings, ArmSettings):
@@ -70,6 +82,7 @@ class PreferRecipe(EngineSettings, ArmSettings):
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="each repeats everything, for intervals over runs")
     threads: int | None = Field(None, ge=1)
     trust_remote_code: bool = False
+    assumed: AssumedPromptSettings = AssumedPromptSettings()
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -86,6 +99,11 @@ class PreferRecipe(EngineSettings, ArmSettings):
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds holds a number twice: {self.seeds}")
         for name, settings in self.of_arms().items():
+            if settings.offline_rounds >= self.rounds:
+                raise ConfigError(
+                    f"arms.{name}.offline_rounds is {settings.offline_rounds} of {self.rounds} rounds: nothing "
+                    "would be sampled or judged. Give more rounds; or, for DPO on the data's pairs, pair: offline"
+                )
             if self.rounds > 1 and settings.sampler and settings.sampler.rounds is None:
                 raise ConfigError(
                     f"arms.{name}.sampler: a server runs one model, and from round 2 on the policy is another. Give "
@@ -141,12 +159,10 @@ class PreferRecipe(EngineSettings, ArmSettings):
         return found
 
 
-def files_of(recipe: PreferRecipe) -> dict[str, str]:
-    """The data files and functions that the recipe names, by key."""
-    files = {"data": recipe.data.path} | {f"judge.{key}": file for key, file in recipe.judge.files.items()}
-    if recipe.held_out.path:
-        files["held_out"] = recipe.held_out.path
-    return files
+def data_of(recipe: PreferRecipe) -> dict[str, Named]:
+    """The data that the recipe names, by key."""
+    found: dict[str, Named] = {"data": recipe.data}
+    return found | ({"held_out": recipe.held_out} if recipe.held_out.path else {})
 
 
 def models_of(recipe: PreferRecipe) -> dict[str, str]:

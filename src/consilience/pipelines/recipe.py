@@ -22,7 +22,7 @@ REPLIES = "replies"  # the target that learns what a judge chose
 
 
 class DataSettings(Settings):
-    """Chats to learn from: a JSONL, JSON or Parquet file, or the name of a `datasets` data set."""
+    """Chats to learn from: a JSONL, JSON or Parquet file, a folder of them, or the name of a `datasets` data set."""
 
     path: str
     split: str = "train"

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from consilience.errors import BackendError, ConfigError, pick
 from consilience.models import load_tokenizer
-from consilience.pipelines.architectures import ARCHITECTURES, LONGEST, shrunk
+from consilience.pipelines.architectures import LONGEST, architecture_of, shrunk
+from consilience.pipelines.data import rows_of
 from consilience.pipelines.places import TINY, Places
 from consilience.pipelines.recipe import PIVOT, DataSettings, FuseRecipe, HeldOutSettings
 from consilience.pipelines.tiny import tokenizers
 from consilience.pipelines.tiny.world import SKILLS, draw_chats
-from consilience.records import Conversation, read_conversations, read_rows, row_of, write_jsonl
+from consilience.records import Conversation, read_conversations, row_of, write_jsonl
 from consilience.rng import seed_of, stream
 
 CHATS, HELD_OUT, QUESTIONS = 48, 12, 4  # taken of the recipe's own
@@ -63,7 +63,7 @@ def rehearsed(recipe: FuseRecipe, places: Places) -> FuseRecipe:
         for name, task in recipe.tasks.items()
         if places.file(task.path).is_file()
     }
-    group_key = recipe.data.group_key if places.file(recipe.data.path).is_file() else "group"
+    group_key = recipe.data.group_key if places.file(recipe.data.path).exists() else "group"
     return recipe.model_copy(
         update=named
         | {
@@ -92,45 +92,24 @@ def make_rehearsal(
     chats = _chats(recipe, places)
     names = {PIVOT: recipe.pivot, **recipe.sources}
     for done, (name, path) in enumerate(names.items(), start=1):
-        config = architecture_of(path, recipe, places)
+        config = architecture_of(path, recipe.assumed.architectures, places)
         tokenizer = _tokenizer(path, config, chats, 300 + 20 * done, places)
         _make_model(config, tokenizer, folder / name, seed_of(recipe.seed, "rehearsal", name))
         on_progress("tiny models", done, len(names))
     if recipe.data.text_key:
         write_jsonl(folder / "chats.jsonl", ({recipe.data.text_key: chat.replies[-1]} for chat in chats))
-    elif places.file(recipe.data.path).is_file():
-        write_jsonl(folder / "chats.jsonl", (row for _, row in islice(read_rows(places.file(recipe.data.path)), CHATS)))
+    elif places.file(recipe.data.path).exists():
+        write_jsonl(folder / "chats.jsonl", (row for _, row in islice(rows_of(recipe.data, places), CHATS)))
     else:
         write_jsonl(folder / "chats.jsonl", map(row_of, chats))
     if recipe.held_out.path:
-        rows = read_rows(places.file(recipe.held_out.path))
-        write_jsonl(folder / "held_out.jsonl", (row for _, row in islice(rows, HELD_OUT)))
-
-
-def architecture_of(name: str, recipe: FuseRecipe, places: Places) -> PreTrainedConfig:
-    """The configuration of a model: its own where its folder is here, else of the architecture the recipe assumes.
-
-    Raises `ConfigError` where neither is there.
-    """
-    folder = places.file(name)
-    if folder.is_dir():
-        try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise BackendError(f"cannot read the configuration of {name!r}: {str(error).splitlines()[0]}") from None
-        return config
-    if name not in recipe.assumed.architectures:
-        raise ConfigError(
-            f"the model {name!r} is not in a folder here, and the recipe does not say its architecture. Add "
-            f"assumed.architectures: {{{name}: ...}} with one of {', '.join(sorted(ARCHITECTURES))}; or download it."
-        )
-    return pick(ARCHITECTURES, recipe.assumed.architectures[name], "architecture")()
+        write_jsonl(folder / "held_out.jsonl", (row for _, row in islice(rows_of(recipe.held_out, places), HELD_OUT)))
 
 
 def _chats(recipe: FuseRecipe, places: Places) -> Sequence[Conversation]:
     """The first of the recipe's chats, or made-up ones."""
-    if places.file(recipe.data.path).is_file() and not recipe.data.text_key:
-        return read_conversations(places.file(recipe.data.path), limit=CHATS)
+    if places.file(recipe.data.path).exists() and not recipe.data.text_key:
+        return read_conversations(places.file(recipe.data.path), limit=CHATS, split=recipe.data.split)
     rng = stream(recipe.seed, "rehearsal", "chats")
     return [chat for skill in SKILLS for chat in draw_chats(skill, PER_SKILL, rng)]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from consilience.records import Message, messages_of, read_rows
 from consilience.rng import stream
 
 REPLIES = ("chosen", "rejected")
+EXPECTED = "one object per row with prompt, chosen and rejected"
+# Anthropic's hh-rlhf: a whole dialogue in one text, "\n\nHuman: ...\n\nAssistant: ...".
+SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +30,31 @@ class Preference:
     row: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def read_preferences(path: Path | str, *, pairs: bool, limit: int | None = None) -> list[Preference]:
-    """The prompts of a JSONL, JSON or Parquet file, each with its offline pair where the file has them.
+def read_preferences(path: Path | str, *, pairs: bool) -> list[Preference]:
+    """The preferences of a file or folder: see `records.read_rows` and `preferences_of`."""
+    return preferences_of(read_rows(Path(path)), str(path), pairs=pairs)
 
-    A prompt is a text, a list of turns, or the turns that `chosen` and `rejected` share (UltraFeedback, TRL); or
-    `messages` without pair, whose last assistant turn is left out. With `pairs` every row must have both replies.
+
+def preferences_of(rows: Iterable[tuple[str, Any]], name: str, *, pairs: bool) -> list[Preference]:
+    """The prompts of the data called `name`, each with its offline pair where the rows have them.
+
+    A prompt is a text, a list of turns, the turns that `chosen` and `rejected` share (UltraFeedback, TRL), or the
+    dialogue that both begin with (hh-rlhf); or `messages` without a pair, whose last assistant turn is left out. With
+    `pairs` every row must have both replies. `id` names a row. `prompt_id` names a prompt, which several rows may have.
     Raises `DataError` naming file and line when a field is missing or is not what was expected.
     """
-    path = Path(path)
-    found = [
-        _preference_of(row, where=where, index=index, pairs=pairs)
-        for index, (where, row) in enumerate(islice(read_rows(path), limit))
-    ]
+    found: list[Preference] = []
+    places: dict[str, str] = {}
+    for index, (where, row) in enumerate(rows):
+        preference = _preference_of(row, where=where, id_=_id_of(row, index, places), pairs=pairs)
+        if preference.id in places:
+            raise DataError(
+                f"{where}: the id {preference.id!r} is that of {places[preference.id]}, too; expected every id once."
+            )
+        places[preference.id] = where
+        found.append(preference)
     if not found:
-        raise DataError(f"{path} holds no prompts. Expected one JSON object with prompt, chosen and rejected per line.")
-    seen: set[str] = set()
-    for preference in found:
-        if preference.id in seen:
-            raise DataError(f"{path}: two prompts have the id {preference.id!r}; expected every id once.")
-        seen.add(preference.id)
+        raise DataError(f"{name} holds no prompts. Expected {EXPECTED}.")
     return found
 
 
@@ -66,29 +76,61 @@ def slices(preferences: Sequence[Preference], rounds: int, per_round: int | None
     ]
 
 
-def _preference_of(row: Any, *, where: str, index: int, pairs: bool) -> Preference:
+def _id_of(row: Any, index: int, places: Mapping[str, str]) -> str:
+    if not isinstance(row, Mapping):
+        return str(index)
+    if row.get("id") is not None or row.get("prompt_id") is None:
+        return str(index if row.get("id") is None else row["id"])
+    prompt = str(row["prompt_id"])
+    return f"{prompt}, row {index}" if prompt in places else prompt
+
+
+def _preference_of(row: Any, *, where: str, id_: str, pairs: bool) -> Preference:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: got {type(row).__name__}, expected an object with prompt, chosen and rejected.")
     missing = [name for name in REPLIES if row.get(name) is None]
     if missing and (pairs or len(missing) == 1):
-        raise DataError(f"{where}: no {' and no '.join(missing)}; its keys are {', '.join(sorted(map(str, row)))}.")
-    turns_of = {name: _turns(row[name], where, name) for name in REPLIES if name not in missing}
+        alone = "; for prompts alone, offline_pair: false" if len(missing) == 2 else ""
+        raise DataError(
+            f"{where}: no {' and no '.join(missing)}; its keys are {_keys(row)}. Expected {EXPECTED}{alone}."
+        )
+    turns_of = {name: _turns(row, name, where) for name in REPLIES if name not in missing}
     prompt = _prompt_of(row, turns_of, where)
     replies = {name: _reply(turns, prompt, where, name) for name, turns in turns_of.items()}
     if not prompt or prompt[-1].role == "assistant":
-        raise DataError(f"{where}: the prompt {'has no turns' if not prompt else 'ends with the assistant'}.")
-    id_ = row.get("id", row.get("prompt_id"))
-    return Preference(str(index if id_ is None else id_), prompt, row=row, **replies)
+        raise DataError(
+            f"{where}: the prompt {'has no turns' if not prompt else 'ends with the assistant'}; expected it to end "
+            "where the assistant is to reply."
+        )
+    return Preference(id_, prompt, row=row, **replies)
 
 
-def _turns(value: Any, where: str, name: str) -> tuple[Message, ...]:
-    """A reply given as text, or as turns."""
+def _turns(row: Mapping[str, Any], name: str, where: str) -> tuple[Message, ...]:
+    """A reply given as text, as a turn, or as the turns of the whole chat; a dialogue in one text as its turns."""
+    value = row[name]
     if isinstance(value, str):
-        return (Message("assistant", value),)
-    turns = messages_of({"messages": value}, where=f"{where}, {name}")
+        dialogue = "prompt" not in row and _dialogue(value)
+        return dialogue or (Message("assistant", value),)
+    turns = _chat(value, name, where)
     if not turns or turns[-1].role != "assistant":
-        raise DataError(f"{where}: {name} does not end with an assistant turn.")
+        ends = f"ends with a {turns[-1].role} turn" if turns else "has no turns"
+        raise DataError(f"{where}: {name} {ends}; expected it to end with an assistant turn.")
     return turns
+
+
+def _chat(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    value = [value] if isinstance(value, Mapping) else value
+    if not isinstance(value, Sequence):
+        raise DataError(f"{where}: {name} is {value!r}; expected a text or a list of turns.")
+    return messages_of({"messages": value}, where=f"{where}, {name}")
+
+
+def _dialogue(text: str) -> tuple[Message, ...]:
+    """The turns of a text that begins `Human:`, as hh-rlhf's do and a reply does not; none of another text."""
+    _, *parts = SPEAKER.split(text)
+    if len(parts) < 4 or parts[0] != "Human" or parts[-2] != "Assistant" or not text.lstrip().startswith("Human:"):
+        return ()
+    return tuple(Message(SPEAKERS[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 def _prompt_of(row: Mapping[str, Any], turns_of: Mapping[str, Sequence[Message]], where: str) -> tuple[Message, ...]:
@@ -97,16 +139,24 @@ def _prompt_of(row: Mapping[str, Any], turns_of: Mapping[str, Sequence[Message]]
         return shared
     prompt = row.get("prompt")
     if isinstance(prompt, str):
-        return (Message("user", prompt),)
+        turns = _dialogue(prompt)
+        return turns[:-1] if turns and not turns[-1].content else (Message("user", prompt),)
     if prompt is not None:
-        return messages_of({"messages": prompt}, where=f"{where}, prompt")
+        return _chat(prompt, "prompt", where)
     if row.get("messages") is None and row.get("conversations") is None:
-        raise DataError(f"{where}: no prompt; its keys are {', '.join(sorted(map(str, row)))}.")
+        raise DataError(
+            f"{where}: no prompt; its keys are {_keys(row)}. Expected prompt (a text or turns), messages, or "
+            "chosen and rejected with the prompt in them."
+        )
     turns = messages_of(row, where=where)
     return turns[:-1] if turns and turns[-1].role == "assistant" else turns
 
 
 def _reply(turns: Sequence[Message], prompt: Sequence[Message], where: str, name: str) -> str:
     if len(turns) > 1 and tuple(turns[:-1]) != tuple(prompt):
-        raise DataError(f"{where}: chosen and rejected answer different prompts.")
+        raise DataError(f"{where}: chosen and rejected answer different prompts; expected the same turns before both.")
     return turns[-1].content
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, row)))

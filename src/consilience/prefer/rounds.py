@@ -131,6 +131,21 @@ class ArmSettings(Settings):
             raise ConfigError(f"pair: {self.pair} is about the offline pair, and offline_pair is false")
         if self.loss.name == "wrpo" and self.loss.alpha > 1:
             raise ConfigError(f"loss.alpha is {self.loss.alpha}; wrpo's is a share, at most 1")
+        if self.loss.name in WITH_THIRD and not self.loss.alpha:
+            raise ConfigError(
+                f"loss.name is {self.loss.name} and loss.alpha 0, which is dpo. Give loss.alpha, the weight of "
+                "its term, or loss.name: dpo"
+            )
+        if self.has_third and self.third == "policy" and self.pair != "best_worst" and self.data_from is None:
+            raise ConfigError(
+                f"pair: {self.pair} samples nothing, so there is no reply of the policy for the term of "
+                f"{self.loss.name}. Give pair: best_worst, third: start or a model, or loss.name: dpo"
+            )
+        if self.sampler and self.sampler.rounds == "first" and self.offline_rounds:
+            raise ConfigError(
+                f"sampler.rounds is first and offline_rounds {self.offline_rounds}: in the first round nothing is "
+                "sampled, and the server would never be asked. Give offline_rounds: 0, or sampler.rounds: all"
+            )
         return self
 
     @property

@@ -11,7 +11,8 @@ import pytest
 
 from consilience.config import load_recipe
 from consilience.errors import DataError
-from consilience.pipelines.chats import fingerprint_of_data_set, read_chats
+from consilience.pipelines.chats import read_chats
+from consilience.pipelines.data import fingerprints, rows_of
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import DataSettings, FuseRecipe
 
@@ -26,11 +27,13 @@ def test_a_data_set_has_another_fingerprint_when_its_rows_change(world: Path, mo
     datasets = pytest.importorskip("datasets")
     rows: list[dict[str, Any]] = [*map(json.loads, (world / "chats.jsonl").read_text().splitlines())]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
-    settings = DataSettings(path="birds/chats")
-    before = fingerprint_of_data_set(settings)
-    assert fingerprint_of_data_set(settings) == before
+    places = Places(world, world)
+    data = {"data": DataSettings(path="birds/chats")}
+    before = fingerprints(data, {}, places)
+    assert fingerprints(data, {}, places) == before
     rows[3]["messages"][-1]["content"] += "!"
-    assert fingerprint_of_data_set(settings) != before
+    assert fingerprints(data, {}, places) != before
+    assert next(rows_of(data["data"], places))[0] == "birds/chats[train], row 0"
 
 
 def test_a_folder_that_looks_like_a_hub_name_is_none(tmp_path: Path) -> None:

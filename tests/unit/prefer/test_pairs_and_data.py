@@ -66,6 +66,26 @@ TURNS = [*ANSWERED, {"role": "user", "content": "And?"}]
         ({"prompt": TURNS, "chosen": ANSWERED[1:], "rejected": "b"}, ["Hi", "Hello", "And?"], ("Hello", "b")),
         ({"messages": ANSWERED}, ["Hi"], (None, None)),
         ({"messages": TURNS}, ["Hi", "Hello", "And?"], (None, None)),
+        # hh-rlhf: the dialogue in one text
+        (
+            {
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: So:\n\na",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: b",
+            },
+            ["Hi", "Hello", "And?"],
+            ("So:\n\na", "b"),
+        ),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}, ["Hi"], (" a", " b")),
+        # a reply as one turn beside the chat (ShareGPT's names)
+        (
+            {
+                "conversations": [{"from": "human", "value": "Hi"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            ["Hi"],
+            ("a", "b"),
+        ),
     ],
 )  # fmt: skip
 def test_forms_of_data(tmp_path: Path, row: dict[str, Any], prompt: list[str], replies: tuple[Any, Any]) -> None:
@@ -81,9 +101,21 @@ def test_forms_of_data(tmp_path: Path, row: dict[str, Any], prompt: list[str], r
         ({"prompt": "Hi", "chosen": "a"}, "line 2: no rejected; its keys are chosen, prompt"),
         ({"prompt": "Hi"}, "line 2: no chosen and no rejected"),
         ({"chosen": "a", "rejected": "b"}, "line 2: no prompt"),
-        ({"prompt": "Hi", "chosen": ASKED, "rejected": "b"}, "line 2: chosen does not end with an assistant turn"),
+        (
+            {"prompt": "Hi", "chosen": ASKED, "rejected": "b"},
+            "line 2: chosen ends with a user turn; expected it to end with an assistant turn",
+        ),
         ({"prompt": ANSWERED, "chosen": "a", "rejected": "b"}, "line 2: the prompt ends with the assistant"),
         (["x"], "line 2: got list"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "line 2: prompt is 3; expected a text or a list of turns"),
+        ({"prompt": "Hi", "chosen": 3, "rejected": "b"}, "line 2: chosen is 3; expected a text or a list of turns"),
+        ({"prompt": "Hi", "chosen": [], "rejected": "b"}, "line 2: chosen has no turns"),
+        ({"prompt": "Hi", "chosen": ["a"], "rejected": "b"}, "line 2, chosen: a turn is str, expected an object"),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b", "id": 0}, "line 2: the id '0' is that of .*line 1, too"),
+        (
+            {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Oh\n\nAssistant: b"},
+            "line 2: chosen and rejected answer different prompts",
+        ),
         (
             {"chosen": ANSWERED, "rejected": [{"role": "user", "content": "Bye"}, ANSWERED[1]]},
             "line 2: chosen and rejected answer different prompts",
@@ -95,6 +127,12 @@ def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
     (tmp_path / "data.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
     with pytest.raises(DataError, match=message):
         read_preferences(tmp_path / "data.jsonl", pairs=True)
+
+
+def test_a_prompt_id_names_a_prompt_and_not_a_row(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "prompt_id": "p", "chosen": "a", "rejected": "b"}
+    write_jsonl(tmp_path / "data.jsonl", [row, row | {"prompt_id": "q"}, row])
+    assert [one.id for one in read_preferences(tmp_path / "data.jsonl", pairs=True)] == ["p", "q", "p, row 2"]
 
 
 def test_slices_are_without_replacement_and_contiguous(tmp_path: Path) -> None:
