@@ -86,6 +86,8 @@ class Job:
         return yaml.safe_dump(tree, sort_keys=False)
 
 
+# Both keep their compiled modules, as they do where nobody forbids it: installed packages have theirs, sources do not.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 HALF = {"density": 0.5}
 JOBS = {
     "linear": Job(method="linear", reads=MODELS[1:]),
@@ -239,7 +241,7 @@ def watched(command: Sequence[str], out: Path, bytes_out: int) -> Run:
     """Runs `command`, which must leave at least `bytes_out` bytes of weights in `out`; then deletes `out`."""
     with (out.parent / "log").open("wb") as log:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
         peak = [0.0]
         watcher = threading.Thread(target=watch_memory, args=(process.pid, peak))
         watcher.start()

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -433,10 +433,12 @@ def _identity(plan: MergePlan, prints: Mapping[Path, Any]) -> str:
             return hashlib.sha256(value).hexdigest()
         if isinstance(value, Mapping):
             return dict(value)
+        if is_dataclass(value):
+            return {name: getattr(value, name) for name in value.__dataclass_fields__}
         return str(value)
 
     content = {
-        "tensors": [asdict(tensor) for tensor in plan.tensors],
+        "tensors": plan.tensors,
         "seed": plan.seed,
         "shard_bytes": plan.shard_bytes,
         "inputs": {str(file): prints[file] for file in sorted(_files_of([plan]))},
