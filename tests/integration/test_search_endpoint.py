@@ -182,13 +182,11 @@ def test_a_server_that_states_no_usage_is_not_believed_to_go_on(command: Callabl
             assert answer.code == 2
             assert "states no usage, so it cannot be told whether it goes on" in answer.err
             assert "--continue-by continue_final_message" in answer.err
-        assert command(server.url, continue_by="continue_final_message").code == 2  # settings of that file
-        out = command.out.with_name("told.jsonl")  # type: ignore[attr-defined]
-        answer = command(server.url, continue_by="continue_final_message", out=out, json="")
+        answer = command(server.url, continue_by="continue_final_message", json="")
     assert answer.code == 0, answer.err
     assert answer.json["tokens"] is None
-    found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["tokens"], row["prompt_tokens"], row["status"]) for row in found] == [(None, None, "stop")] * 3
+    found = [(row["tokens"], row["prompt_tokens"], row["status"]) for row in rows(command)]
+    assert found == [(None, None, "stop")] * 3
 
 
 def test_what_a_server_does_otherwise_is_said_after_a_resume_too(command: Callable[..., Any], world: Path) -> None:
@@ -272,6 +270,9 @@ def test_a_url_that_lacks_its_end(command: Callable[..., Any], ours: Running) ->
     assert answer.code == 2
     assert f"does not answer: HTTP 404: no such path: /chat/completions (model 'tiny' at {ours.url})." in answer.err
     assert f"The base of most servers ends in /v1: try {ours.url}/v1." in answer.err
+    mended = command(f"{ours.url}/v1")  # the same --out: there is no reply yet that other settings had made
+    assert mended.code == 0, mended.err
+    assert "was made with other settings" in command(f"{ours.url}/v1", seed=3).err
 
 
 def test_a_web_page_is_no_answer_and_not_asked_for_again(command: Callable[..., Any], world: Path) -> None:

@@ -78,11 +78,12 @@ def open_replies(out: Path, outcome: Row) -> Iterator[Replies]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another search writes {out}. Wait for it, or give another --out.") from None
-        if beside.exists():
+        found = _whole_lines(file)
+        if found:
             _refuse_changes(out, json.loads(beside.read_text(encoding="utf-8")), outcome)
-        else:
+        else:  # also after a first try with a wrong URL
             write_json(beside, dict(outcome))
-        yield Replies(out, file, _whole_lines(file))
+        yield Replies(out, file, found)
 
 
 def row_of(prompt: Prompt, result: Result) -> Row:
