@@ -194,6 +194,7 @@ def test_refused_in_one_line(case: str, written: Callable[..., Path], tmp_path: 
         ("return float('inf')", "no score for any of"),
         ("return 'good'", "gives 'good' (str) for a reply"),
         ("return [1]", "gives '[1]' (list) for a reply"),
+        ("return row['answer']", "KeyError: 'answer' (reward.py, line 2). Let it give None"),
     ],
 )
 def test_a_reward_that_says_nothing_stops_the_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -41,7 +42,8 @@ def judge_of_function(name: str, *, score: Score | None = None, compare: Compare
     """A judge that rates by `score(prompt, reply)`, or prefers by `compare(prompt, first, second)` in both orders.
 
     `compare` gives how far the first is preferred, from 0 to 1. None, NaN or infinity is no verdict; the judge raises
-    `DataError` at what is no number. A judge with a score only prefers the reply with the higher one.
+    `DataError` at what is no number, and where the function stops with an error. A judge with a score only prefers the
+    reply with the higher one.
     """
     if score and _needs_row(score):
         raise ConfigError(
@@ -66,7 +68,10 @@ def load_function(place: str, folder: Path) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code, at our edge
+        raise ConfigError(f"{file} cannot be loaded: {_at(error)}.") from None
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"{file} has no function {name!r}.")
@@ -85,7 +90,7 @@ def rate_by_function(
     shown = [(row,) for row in rows] if rows and len(_parameters(score)) > 2 else [()] * len(prompts)
     judgments: list[Judgment] = []
     for prompt, reply, row in zip(prompts, replies, shown, strict=True):
-        said = score(prompt, reply, *row)
+        said = _said(name, score, prompt, reply, *row)
         judgments.append(_judgment(name, _reading(name, said, prompt), said, dialogue(prompt, reply)))
         on_progress(len(judgments), len(prompts))
     return judgments
@@ -110,7 +115,7 @@ def _rate(name: str, score: Score) -> Rate:
 
 def _compare(name: str, compare: CompareTwo) -> Compare:
     def one_order(prompt: Prompt, first: Reply, second: Reply) -> Judgment:
-        said = compare(prompt, first, second)
+        said = _said(name, compare, prompt, first, second)
         reading = _reading(name, said, prompt)
         if reading.value is not None:
             inside = 0 <= reading.value <= 1
@@ -134,14 +139,37 @@ def _compare(name: str, compare: CompareTwo) -> Compare:
     return both_orders
 
 
+def _said(name: str, function: Callable[..., Any], prompt: Prompt, *replies: Any) -> Any:
+    """What the function says. Raises `DataError` where it stops with an error of its own."""
+    try:
+        return function(prompt, *replies)
+    except Exception as error:  # the user's own code, at our edge
+        raise DataError(
+            f"the function {name} stopped at a reply to {_shown(prompt)}: {_at(error)}. Let it give None where it has "
+            "no verdict."
+        ) from None
+
+
+def _at(error: Exception) -> str:
+    """An error of the user's code, and where it was raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (line {error.lineno})"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {printable(str(error))} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _shown(prompt: Prompt) -> str:
+    asked = prompt if isinstance(prompt, str) else prompt[-1].content
+    return repr(printable(asked[:40]))
+
+
 def _reading(name: str, said: object, prompt: Prompt) -> Reading:
     if said is None:
         return Reading(VerdictState.UNPARSED)
     if not isinstance(said, Real):  # numpy's numbers are
-        asked = prompt if isinstance(prompt, str) else prompt[-1].content
         raise DataError(
             f"the function {name} gives {str(said)[:40]!r} ({type(said).__name__}) for a reply to "
-            f"{printable(asked[:40])!r}; expected a number, or None for no verdict."
+            f"{_shown(prompt)}; expected a number, or None for no verdict."
         )
     return Reading(VerdictState.OK, float(said)) if math.isfinite(said) else Reading(VerdictState.UNPARSED)
 

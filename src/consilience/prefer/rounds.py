@@ -372,11 +372,14 @@ class Round:
 
     def _examples(self, folders: Sequence[Path]) -> list[PairExample]:
         """The pairs to learn from, with what the reference thinks of their replies."""
-        rows = [row for folder in folders for row in rows_of(folder / "pairs.jsonl") if row["status"] == PairStatus.OK]
+        every = [row for folder in folders for row in rows_of(folder / "pairs.jsonl")]
+        rows = [row for row in every if row["status"] == PairStatus.OK]
         if not rows:
+            counts = Counter(row["status"] for row in every)
             raise DataError(
-                f"{self.home}: none of {len(self.prompts)} prompts has a pair to learn from; "
-                f"{folders[-1] / 'counts.json'} says why."
+                f"{self.home}: none of {len(every)} prompts has a pair to learn from: "
+                f"{', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}. Look at "
+                f"{folders[-1] / 'pairs.jsonl'}; the data, the judge, sample.max_new_tokens or max_tokens may be why."
             )
         of_pairs = [self._replies(row) for row in rows]
         wanted = [list(replies) if self._needs_all else list(replies[:2]) for _, replies, _ in of_pairs]

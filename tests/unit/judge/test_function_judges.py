@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from consilience.errors import ConfigError, DataError
 from consilience.judge import judge_of_function
-from consilience.judge.functions import rate_by_function
+from consilience.judge.functions import load_function, rate_by_function
 from consilience.records import VerdictState
 
 
@@ -48,3 +49,18 @@ def test_a_third_parameter_is_the_row_where_there_are_rows() -> None:
         judge_of_function("mine", score=lambda prompt, reply, row: 1)
     (optional,) = judge_of_function("mine", score=lambda prompt, reply, row=None: 1).rates()(["p"], ["r"])
     assert optional.value == 1
+
+
+def test_where_a_function_stops_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def score(prompt, reply):\n    return {}[reply]\n\ndef compare(p, a, b):\n    1 / 0\n"
+    )
+    score, compare = (load_function(f"mine.py:{name}", tmp_path) for name in ("score", "compare"))
+    with pytest.raises(DataError, match=r"mine stopped at a reply to 'p': KeyError: 'r' \(mine.py, line 2\)"):
+        judge_of_function("mine", score=score).rates()(["p"], ["r"])
+    with pytest.raises(DataError, match=r"stopped at a reply to 'p': ZeroDivisionError.*line 5\)"):
+        judge_of_function("mine", compare=compare).compares()(["p"], ["r"], ["s"])
+    for text, says in (("def f(:", "line 1"), ("import nowhere", "No module named 'nowhere'")):
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(ConfigError, match=f"mine.py cannot be loaded: .*{says}"):
+            load_function("mine.py:f", tmp_path)
