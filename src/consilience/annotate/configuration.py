@@ -13,7 +13,7 @@ from consilience.annotate.codebook import CLOSED
 from consilience.annotate.coder import Coder
 from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import Engine, fingerprints, local_folder
-from consilience.annotate.examples import EMBEDDED, Embed
+from consilience.annotate.examples import EMBEDDED, Embed, refuse_few_examples
 from consilience.annotate.recipe import Project, StrategySettings, refuse_unreadable
 from consilience.annotate.strategies import Shot
 from consilience.annotate.tables import place_of, read_table, text_of
@@ -65,7 +65,12 @@ def embedder_of(project: Project, strategy: StrategySettings) -> Embed | None:
 
 
 def refuse_unanswerable(project: Project, names: Iterable[str]) -> None:
-    """Raises `ConfigError` at a configuration whose model cannot answer as its strategy asks; loads no model."""
+    """Raises `ConfigError` at a configuration whose model cannot answer as its strategy asks; loads no model.
+
+    Also where there are fewer examples than its strategy shows.
+    """
+    names = [*names]
+    pool = pool_of(project) if any(project.recipe.strategy_of(name).shots for name in names) else ()
     for name in names:
         settings = project.recipe.models[project.recipe.configurations[name][0]]
         if settings.column is None:
@@ -73,6 +78,7 @@ def refuse_unanswerable(project: Project, names: Iterable[str]) -> None:
                 here = settings.endpoint is None
                 constrains = not here or settings.engine == VLLM
                 refuse_unreadable(project.recipe.strategy_of(name), tells_probabilities=here, constrains=constrains)
+                refuse_few_examples(pool, project.recipe.strategy_of(name).shots)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from None
 

@@ -1,6 +1,7 @@
 """Who answers: a model in this process, or one on a server. Two verbs: score options, and reply (a `Sampler`'s).
 
-Nothing is asked of the network but the endpoint that a recipe names.
+Nothing is asked of the network but the endpoint that a recipe names. What runs a model here is imported when one is
+opened: freezing and estimating need none, and would wait for torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +20,18 @@ from consilience.annotate.recipe import ModelSettings
 from consilience.annotate.strategies import Asked, without_system
 from consilience.chat import render_prompt
 from consilience.errors import BackendError, DataError
-from consilience.models import LocalSampler, Prompt, Reply, ReplyStatus, Sampling, load_tokenizer, open_model
+from consilience.models import Prompt, Reply, ReplyStatus, Sampling, open_model
 from consilience.models.endpoint import Answer, Endpoint, Request
 from consilience.models.endpoint import Status as Ended
 from consilience.models.endpoint.client import ENDED
 from consilience.models.endpoint.gone import refuse_gone_server, unanswered
 from consilience.models.engine import VLLM
-from consilience.models.load import architecture
-from consilience.models.options import option_ids
 from consilience.models.protocols import Ids
 from consilience.records import Message
 from consilience.run import fingerprint
+
+if TYPE_CHECKING:
+    from consilience.models import LocalSampler
 
 Messages = tuple[Message, ...]
 Failures = dict[int, tuple[Status, str]]  # by place: why there are no scores
@@ -76,6 +78,8 @@ class LocalEngine:
         return asked if self.knows_system else without_system(asked)
 
     def score(self, prompts: Sequence[Messages], options: Sequence[str]) -> tuple[NDArray[np.float64], Failures]:
+        from consilience.models.options import option_ids
+
         tokenizer = self.sampler.chat_model.tokenizer
         if tuple(options) not in self.options:
             self.options[tuple(options)] = option_ids(tokenizer, prompts[0], options)
@@ -170,6 +174,8 @@ def load_engine(name: str, settings: ModelSettings, folder: Path, batch_size: in
         endpoint = settings.endpoint
         served = {"engine": f"OpenAI-compatible server at {endpoint.url}", "model": endpoint.model}
         return EndpointEngine(served, Endpoint(endpoint, cache=folder / f"answers-{name}.sqlite"))
+    from consilience.models import LocalSampler
+
     path = local_folder(name, settings.path or "", folder)
     tokenizer = _tokenizer(settings, path, folder)
     how = {"name": name, "dtype": settings.dtype, "code": settings.trust_remote_code, "tokenizer": tokenizer}
@@ -191,6 +197,8 @@ def about_local(name: str, settings: ModelSettings, folder: Path) -> dict[str, A
 
 
 def _about(settings: ModelSettings, path: Path, tokenizer: Any) -> dict[str, Any]:
+    from consilience.models.load import architecture
+
     template = str(tokenizer.chat_template or "")
     return {
         "engine": f"{settings.engine}, in this process",
@@ -204,6 +212,8 @@ def _about(settings: ModelSettings, path: Path, tokenizer: Any) -> dict[str, Any
 
 def _tokenizer(settings: ModelSettings, path: Path, folder: Path) -> Any:
     """The model's tokenizer, under the chat template that the recipe gives it."""
+    from consilience.models import load_tokenizer
+
     tokenizer = load_tokenizer(path, code=settings.trust_remote_code)
     if settings.chat_template:
         tokenizer.chat_template = (folder / settings.chat_template).read_text(encoding="utf-8")

@@ -23,7 +23,15 @@ from consilience.annotate.sample import Sample
 from consilience.annotate.validate import Coded, design_of
 from consilience.errors import DataError
 from consilience.rng import stream
-from consilience.stats import Estimate, difference, mean, prediction_powered, probability_curve, share_interval
+from consilience.stats import (
+    Estimate,
+    difference,
+    mean,
+    prediction_powered,
+    probability_curve,
+    share_difference,
+    share_interval,
+)
 from consilience.stats.confusion import Confusion, cluster_effect_of_shares, confusion
 from consilience.stats.estimate import Floats
 from consilience.stats.posterior import Posterior, combined
@@ -132,7 +140,7 @@ def _apart(
     make: Callable[[Sample, int, float], Estimate], samples: tuple[Sample, Sample], label: int, level: float
 ) -> Estimate:
     ours, theirs = (make(sample, label, level) for sample in samples)
-    return difference(ours, theirs)
+    return share_difference(ours, theirs)
 
 
 @dataclass(frozen=True)

@@ -108,16 +108,21 @@ Embed = Callable[[Sequence[str]], NDArray[np.float64]]  # texts -> unit vectors 
 Choose = Callable[[Sequence[str]], list[tuple[Shot, ...]]]  # texts -> the examples of each
 
 
-def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int, embed: Embed | None = None) -> Choose:
-    """A function from texts to the examples of each; what does not depend on the texts is done once.
-
-    Raises `ConfigError` where the pool holds fewer examples than are asked for.
-    """
+def refuse_few_examples(pool: Sequence[Shot], shots: int) -> None:
+    """Raises `ConfigError` where the pool holds fewer examples than are to be shown."""
     if len(pool) < shots:
         raise ConfigError(
             f"{shots} examples are asked for, but there are {len(pool)}: add examples to the codebook, or name a table "
             "of labelled texts (examples: {path: ...}) that are not gold."
         )
+
+
+def chooser_of(name: str, pool: Sequence[Shot], shots: int, seed: int, embed: Embed | None = None) -> Choose:
+    """A function from texts to the examples of each; what does not depend on the texts is done once.
+
+    Raises `ConfigError` where the pool holds fewer examples than are asked for.
+    """
+    refuse_few_examples(pool, shots)
     if name == "nearest" and shots:
         search = nearest_of(pool)
         return lambda texts: [search(text, shots) for text in texts]

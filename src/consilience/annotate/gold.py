@@ -92,7 +92,10 @@ def read_gold(project: Project, chosen_by: Collection[str] = ()) -> Gold:
             )
         items, unlabelled, has_split = _from_table(path, project.codebook, recipe.gold.encoding)
     if not items:
-        raise DataError(f"the gold holds no coded text yet ({len(unlabelled)} drawn). Code some first.")
+        raise DataError(
+            f"the gold holds no coded text yet ({len(unlabelled)} drawn). Code some first: "
+            f"consilience gold code {project.folder}"
+        )
     items = _weighted_as_coded(items, unlabelled)
     if has_split:
         return _by_split(items, unlabelled)

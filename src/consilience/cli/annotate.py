@@ -80,7 +80,10 @@ def dev(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> N
         from consilience.annotate.dev import compare_configurations
 
         results = compare_configurations(_project(recipe, overrides), on_progress)
-    print(json.dumps(results) if as_json else dev_table(results))
+    if as_json:
+        print(json.dumps(results))
+        return
+    print(f"{dev_table(results)}\n\nThen: consilience annotate freeze {recipe} --choose MODEL.STRATEGY")
 
 
 @annotate.command()
@@ -100,6 +103,7 @@ def freeze(
         print(json.dumps({"digest": frozen.record["digest"], "names": frozen.names}))
         return
     print(f"frozen  {', '.join(frozen.names)}\nhash    {frozen.record['digest']}")
+    print(f"\nThen: consilience annotate run {recipe}")
 
 
 @annotate.command()
@@ -118,8 +122,11 @@ def run(
         from consilience.annotate.run import run as code
 
         results = code(_project(recipe, []), on_progress, retry=retry)
-    again = f"consilience annotate run {recipe} --retry"
-    print(json.dumps(results) if as_json else run_table(results, again, retried=retry))
+    if as_json:
+        print(json.dumps(results))
+        return
+    print(run_table(results, f"consilience annotate run {recipe} --retry", retried=retry))
+    print(f"\nThen: consilience annotate estimate {recipe}")
 
 
 @annotate.command()
@@ -137,7 +144,10 @@ def estimate(
     from consilience.cli.annotate_tables import estimate_table
 
     found = compute(_project(recipe, []), by=by, formula=formula, family=family)
-    print(json.dumps(found) if as_json else estimate_table(found, by, formula))
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{estimate_table(found, by, formula)}\n\nThen: consilience annotate report {recipe}")
 
 
 @annotate.command()

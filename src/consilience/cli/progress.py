@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +78,14 @@ class _Lines:
 
 
 def quiet_libraries() -> None:
-    """transformers' own bars and notes would be drawn across ours; its warnings stay."""
+    """transformers' own bars and notes would be drawn across ours; its warnings stay.
+
+    Where it is not imported yet it reads what to do from its environment then: a command that is refused, or asks a
+    server, must not wait for it.
+    """
+    if "transformers" not in sys.modules:
+        os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -30,7 +30,7 @@ from consilience.stats.probabilities import (
     probability_within,
     simultaneous,
 )
-from consilience.stats.proportions import proportion, share_interval
+from consilience.stats.proportions import proportion, share_difference, share_interval
 from consilience.stats.ranks import RankProbabilities, rank_probabilities
 from consilience.stats.repeats import VarianceComponents, pass_at_k, variance_components
 from consilience.stats.resampling import bca, bootstrap_draws, jackknife, percentile
@@ -84,6 +84,7 @@ __all__ = [
     "proportion",
     "rank_probabilities",
     "ratio",
+    "share_difference",
     "share_interval",
     "shown_decimals",
     "simultaneous",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from consilience.errors import DataError, pick
-from consilience.stats.estimate import Estimate
+from consilience.stats.estimate import Estimate, difference
 from consilience.stats.means import mean
 from consilience.stats.units import finite
 
@@ -59,6 +59,20 @@ def share_interval(share: Estimate) -> Interval:
     se = share.standard_error
     size = share.value * (1 - share.value) / se**2 if se > 1e-12 else share.n
     return _score_interval(share.value, size, float(stdtrit(share.degrees_of_freedom, (1 + share.level) / 2)))
+
+
+def share_difference(ours: Estimate, theirs: Estimate) -> Estimate:
+    """The difference of two shares; of independent ones with their own intervals, Newcombe's.
+
+    That joins the limits of the two by their squared distances from the shares (1998, Statistics in Medicine 17, 873,
+    method 10): it keeps a width where no unit has a yes, or all have one. Shares over common units have Student's t.
+    """
+    found = difference(ours, theirs)
+    if ours.interval is None or theirs.interval is None or found.n < ours.n + theirs.n:
+        return found
+    low = found.value - math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+    high = found.value + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+    return replace(found, interval=(low, high), method="difference of independent shares, Newcombe's interval")
 
 
 def in_percent(share: Estimate, method: str) -> Estimate:

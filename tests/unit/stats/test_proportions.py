@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from consilience.errors import ConfigError, DataError
-from consilience.stats import mean, proportion
+from consilience.stats import difference, mean, proportion, share_difference
 from consilience.stats.proportions import PROPORTION_INTERVALS, clopper_pearson, flat_prior, jeffreys, wilson
 
 CHECKS = Path(__file__).parents[4] / "shared" / "checks"
@@ -112,3 +113,22 @@ def test_a_weighted_mean_is_that_of_repeated_items():
 def test_what_is_no_share_says_so(measure, message):
     with pytest.raises(DataError, match=message):
         measure()
+
+
+SHARES = [((0, 0), (30, 20)), ((9, 3), (10, 10)), ((56, 48), (70, 80)), ((5, 0), (56, 29))]  # yes, of how many
+
+
+@pytest.mark.parametrize(("yes", "n"), SHARES)
+def test_independent_shares_differ_by_newcombes_interval(yes: tuple[int, int], n: tuple[int, int]) -> None:
+    shares = [
+        proportion([1.0] * k + [0.0] * (size - k), [f"{side}{i}" for i in range(size)])
+        for side, k, size in zip("ab", yes, n)
+    ]
+    found = share_difference(*shares)
+    expected = confint_proportions_2indep(yes[0], n[0], yes[1], n[1], method="newcomb", compare="diff")
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_shares_of_the_same_units_have_students_interval() -> None:
+    ours, theirs = proportion([1.0, 0.0, 1.0]), proportion([0.0, 0.0, 1.0])
+    assert share_difference(ours, theirs).high == difference(ours, theirs).high
