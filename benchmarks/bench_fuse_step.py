@@ -5,7 +5,10 @@
 Each variant runs in a process of its own on random Qwen2-like weights, in turns, `--rounds` times; the figures are
 medians. Memory is the peak of anonymous memory (on a GPU: of allocated memory) during the steps, less what model,
 gradients and batch hold before the first. "sft" and the fused steps take the head in blocks; "transformers" is the
-model's own loss, "dense" the published formulation, which scatters the teacher's candidates into [B, T, V].
+model's own loss, "dense" the published formulation, which scatters the teacher's candidates into [B, T, V], "trl sft"
+and "trl gold" what TRL's SFTTrainer and GOLDTrainer make of the same batch, where TRL is installed. GOLD's teacher, of
+the same size and vocabulary, answers in every step; ours was asked once, before. Ratios of time are of CPU seconds, on
+a GPU of seconds.
 
     python benchmarks/bench_fuse_step.py --size 8b --vocabulary 151936 --peak-tflops 989 --json    # an H100
 
@@ -16,6 +19,7 @@ parameter and token, 4 where LoRA leaves the weights as they are; recomputation 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -30,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 SIZES = {"1b": (2048, 16, 8192), "8b": (4096, 32, 14336)}  # width, layers, width of the MLP
-STEPS = ("transformers", "sft", "fused tokens", "fused hybrid", "dense")
+STEPS = ("transformers", "sft", "fused tokens", "fused hybrid", "dense", "trl sft", "trl gold")
 PASSES = ("forward", "represent")
 TOP_K = 10
 
@@ -111,6 +115,8 @@ def step_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]
     from consilience.fuse.teach import PIECES
     from consilience.models.packed import moved
 
+    if way.startswith("trl"):
+        return trl_step(way, model, args)
     device = next(model.parameters()).device
     batch = moved(batch_of(args, way), device)
     inputs = batch["inputs"]
@@ -136,6 +142,52 @@ def step_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]
     shared = SharedPieces([b"x"] * args.vocabulary, ids, ids - ids % 3)
     objective = fusion_objective("ce", {1: {PIECES: shared}}.__getitem__)
     return lambda: (objective(model, batch)["loss"] / learnt_BT.sum()).backward()
+
+
+def trl_step(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]:
+    """The loss of a trainer of TRL's and its backward pass, on the batch that "sft" has."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from consilience.models.packed import moved
+
+    words = {f"w{i}": i for i in range(16)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token="w1", eos_token="w2", unk_token="w0"
+    )
+    batch = moved(batch_of(args, "sft"), next(model.parameters()).device)
+    ids_BT = batch["inputs"]["input_ids"]
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "bf16": False,  # see `in_bfloat16`
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": [],
+        "per_device_train_batch_size": len(ids_BT),
+        "gradient_checkpointing": bool(args.size),
+        "max_length": None,
+    }
+    given: dict[str, Any] = {
+        "model": model,
+        "train_dataset": Dataset.from_list([{"input_ids": [3, 4], "labels": [-100, 4]}]),
+        "processing_class": tokenizer,
+    }
+    if way == "trl gold":
+        from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
+        config = GOLDConfig(**settings, use_uld_loss=False)
+        trainer: Any = GOLDTrainer(**given, args=config, teacher_model=model_of(args).requires_grad_(False))
+    else:
+        from trl import SFTConfig, SFTTrainer
+
+        trainer = SFTTrainer(**given, args=SFTConfig(**settings))
+    inputs = {
+        "input_ids": ids_BT,
+        "attention_mask": batch["inputs"].get("attention_mask", torch.ones_like(ids_BT)),
+        "labels": torch.nn.functional.pad(batch["shift_labels"][:, :-1], (1, 0), value=-100),
+    }
+    return lambda: trainer.compute_loss(model.train(), dict(inputs)).backward()
 
 
 def pass_of(way: str, model: Any, args: argparse.Namespace) -> Callable[[], Any]:
@@ -196,6 +248,7 @@ def child(way: str, args: argparse.Namespace) -> dict[str, float]:
         "held_mb": before,
         "seconds": median(seconds),
         "cpu_seconds": median(processor),
+        "cost": median(seconds if cuda else processor),
     }
 
 
@@ -254,7 +307,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ways", default=",".join([*STEPS, *PASSES]))
+    has_trl = importlib.util.find_spec("trl") is not None
+    steps = [step for step in STEPS if has_trl or not step.startswith("trl")]
+    parser.add_argument("--ways", default=",".join([*steps, *PASSES]))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -286,11 +341,15 @@ def main() -> None:
     summary = {
         "peak_ratio_vs_sft": peak_ratio("fused tokens", "sft"),
         "peak_ratio_hybrid_vs_sft": peak_ratio("fused hybrid", "sft"),
-        "time_ratio_vs_sft": ratio("fused tokens", "sft", "cpu_seconds"),
-        "time_ratio_hybrid_vs_sft": ratio("fused hybrid", "sft", "cpu_seconds"),
+        "time_ratio_vs_sft": ratio("fused tokens", "sft", "cost"),
+        "time_ratio_hybrid_vs_sft": ratio("fused hybrid", "sft", "cost"),
         "peak_ratio_vs_transformers": peak_ratio("fused tokens", "transformers"),
+        "time_ratio_vs_trl_sft": ratio("fused tokens", "trl sft", "cost"),
+        "time_ratio_vs_trl_gold": ratio("fused tokens", "trl gold", "cost"),
+        "peak_ratio_vs_trl_sft": peak_ratio("fused tokens", "trl sft"),
+        "peak_ratio_vs_trl_gold": peak_ratio("fused tokens", "trl gold"),
         "dense_memory_ratio": ratio("dense", "fused tokens", "extra_mb"),
-        "represent_ratio_vs_forward": ratio("forward", "represent", "cpu_seconds"),
+        "represent_ratio_vs_forward": ratio("forward", "represent", "cost"),
         "bytes_per_candidate": bytes_per_candidate(args),
         **speed(figures, args),
         "figures": figures,

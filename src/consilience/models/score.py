@@ -111,7 +111,7 @@ def _score_batch(
     results = []
     for row, (ids, positions) in enumerate(zip(ids_T_of, positions_N_of, strict=True)):
         columns = torch.from_numpy(np.searchsorted(kept, np.asarray(positions, dtype=np.int64) - 1))
-        results.append(_scores_of(logits_BNV[row], columns.to(logits_BNV.device), ids[positions], top_k))
+        results.append(_scores_of(logits_BNV[row], columns, ids[positions], top_k))
     return results
 
 
@@ -131,12 +131,27 @@ def _scores_of(logits_NV: torch.Tensor, columns_M: torch.Tensor, gold_M: NDArray
     all_gold = torch.from_numpy(gold_M.astype(np.int64)).to(logits_NV.device)
     parts = []
     for columns, gold in zip(columns_M.split(rows), all_gold.split(rows), strict=True):
-        block = logits_NV[columns]
-        norm = block.float().logsumexp(-1, keepdim=True)
+        block = _rows(logits_NV, columns)
         logits, ids = _likeliest(block, top_k)
+        norm = _log_sum_exp(block.float(), logits[:, :1].float())
         parts.append(((block.gather(-1, gold[:, None]).float() - norm)[:, 0], ids, logits.float() - norm))
     gold_logprobs, ids, logprobs = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return ReplyScores(gold_logprobs.numpy(), ids.to(torch.int32).numpy(), logprobs.numpy())
+
+
+def _rows(logits_NV: torch.Tensor, columns_M: torch.Tensor) -> torch.Tensor:
+    """The rows `columns_M`, which ascend; not copied where they follow one another, as those of a reply do."""
+    if not len(columns_M):
+        return logits_NV[:0]
+    first, end = int(columns_M[0]), int(columns_M[-1]) + 1
+    return logits_NV[first:end] if end - first == len(columns_M) else logits_NV[columns_M.to(logits_NV.device)]
+
+
+def _log_sum_exp(logits_MV: torch.Tensor, largest_M1: torch.Tensor) -> torch.Tensor:
+    """`logsumexp(-1, keepdim=True)`, which need not look for the largest logit where that is known."""
+    if not largest_M1.shape[1]:
+        return logits_MV.logsumexp(-1, keepdim=True)
+    return (logits_MV - largest_M1).exp_().sum(-1, keepdim=True).log_() + largest_M1
 
 
 def _likeliest(logits_MV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from consilience.errors import BackendError
 from consilience.models import ChatModel, load_model, load_tokenizer, sample_greedily, score_replies
 from consilience.models.load import refuse_too_large
-from consilience.models.score import _likeliest
+from consilience.models.score import _likeliest, _scores_of
 
 NAMES = ["pivot", "wren", "finch"]
 
@@ -160,3 +160,17 @@ def test_the_likeliest_are_torchs(vocabulary: int) -> None:
         expected = logits.topk(top_k, dim=-1)
         assert torch.equal(values, expected.values)
         assert torch.equal(ids, expected.indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [[2, 3, 4], [0, 2, 5], [6], []], ids=["in a row", "with gaps", "one", "none"])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_scores_are_torchs_log_softmax(dtype: torch.dtype, columns: list[int], top_k: int) -> None:
+    logits = torch.randn(7, 5000, generator=torch.Generator().manual_seed(0)).mul(5).to(dtype)
+    gold = np.arange(len(columns), dtype=np.int32) + 70
+    scores = _scores_of(logits, torch.tensor(columns, dtype=torch.long), gold, top_k)
+    expected = torch.log_softmax(logits[columns].double(), dim=-1).numpy()
+    at = np.arange(len(columns))
+    assert np.allclose(scores.gold_logprobs_N, expected[at, gold], atol=1e-5)
+    assert scores.ids_NK.shape == (len(columns), top_k)
+    assert np.allclose(scores.logprobs_NK, np.take_along_axis(expected, scores.ids_NK.astype(np.int64), 1), atol=1e-5)
