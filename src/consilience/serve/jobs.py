@@ -90,8 +90,10 @@ class Jobs:
         jobs = [self._job(request, ids, messages) for ids, messages in prompts]
         replies = sum(map(self.served.replies_of, jobs))
         if replies > self.served.most_replies:
-            counted = "replies and hypotheses" if self.served.guides else "replies"
-            message = f"{replies} {counted} at once are more than the {self.served.most_replies} of this server."
+            counted = "hypotheses at once (n times width times successors)" if self.served.guides else "replies at once"
+            message = (
+                f"{replies} {counted} are more than the {self.served.most_replies} of this server's --max-num-seqs."
+            )
             raise ApiError(400, message, param="n")
         return request, jobs
 

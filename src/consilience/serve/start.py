@@ -151,6 +151,7 @@ def _search_settings(settings: ServeSettings) -> SearchSettings:
 
 
 def _load(settings: ServeSettings, name: str) -> ChatModel:
+    pick(dict.fromkeys(("auto", *DTYPES, *SAME_DTYPE)), settings.dtype, "dtype")
     dtype = SAME_DTYPE.get(settings.dtype, settings.dtype)
     if dtype == "auto":
         stated = str(read_config(name, code=settings.trust_remote_code).dtype).removeprefix("torch.")
