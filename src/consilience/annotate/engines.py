@@ -116,7 +116,13 @@ class EndpointEngine:
         requests = [Request(messages=messages, max_tokens=1, temperature=0.0, top_logprobs=TOP) for messages in prompts]
         scores_NK = np.full((len(prompts), len(options)), np.nan)
         failures: Failures = {}
-        for place, answer in enumerate(self._asked(requests)):
+        answers = self._asked(requests)
+        if answers and all(answer.status in (Ended.OK, Ended.TRUNCATED) and not answer.tokens for answer in answers):
+            raise BackendError(
+                f"{self.endpoint.name} gives no log-probabilities, which answer: letters reads. Take answer: "
+                "constrained or free."
+            )
+        for place, answer in enumerate(answers):
             tokens = answer.tokens or ()
             if answer.status not in (Ended.OK, Ended.TRUNCATED) or not tokens:
                 reason = answer.reason or "the server gives no log-probabilities"
@@ -141,6 +147,11 @@ class EndpointEngine:
             form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
             extra = {"response_format": form}
         replies = list(self.endpoint.sample(prompts, sampling, extra=extra))
+        if schema is not None and replies and all("response_format" in reply.detail for reply in replies):
+            raise BackendError(
+                f"{self.endpoint.name} does not constrain replies ({replies[0].detail.strip(' .')}). Take answer: "
+                "free or letters."
+            )
         self._refuse_when_gone([(reply.status, reply.detail) for reply in replies], len(prompts))
         yield from replies
 

@@ -59,6 +59,8 @@ def run_table(results: Mapping[str, Any], retry: str, *, retried: bool) -> str:
             rows.append(("  texts that give orders to a model", f"{found['flagged']}"))
         if found["mean_mass"] is not None:
             rows.append(("  mean mass on the labels", f"{found['mean_mass']:.3f}"))
+        if found["mass_below_half"]:
+            rows.append(("  texts to which the model would rather say something else", f"{found['mass_below_half']}"))
         blocks.append(columns(rows))
     errors = sum(found["statuses"].get("error", 0) for found in results["configurations"].values())
     if retried and not errors and not results["coded_again"]:

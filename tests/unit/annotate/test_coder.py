@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from consilience.annotate.answers import Status
+from consilience.annotate.answers import Status, read_answer
 from consilience.annotate.codebook import Codebook
 from consilience.annotate.coder import Coder
 from consilience.annotate.corrections import Affine
@@ -21,6 +23,7 @@ from consilience.annotate.gold import GoldItem
 from consilience.annotate.recipe import ModelSettings, StrategySettings
 from consilience.config import parse
 from consilience.errors import BackendError, ConfigError, DataError
+from consilience.models import load_tokenizer
 from consilience.models.endpoint import Endpoint
 from consilience.models.options import OptionScorer
 from fake_endpoint import Json, Reply, choices, fake_server
@@ -51,6 +54,41 @@ def test_probabilities_are_of_the_whole_set_and_the_mass_is_what_it_had(engine: 
         assert sum((each.probabilities or {}).values()) == pytest.approx(1)
         assert each.mass == pytest.approx(sum(map(math.exp, (each.logprobs or {}).values())))
         assert each.label == max(each.probabilities or {}, key=lambda name: (each.probabilities or {})[name])
+
+
+def test_labels_that_begin_alike_are_whole_replies(engine: Engine) -> None:
+    """`pro` is scored with the end of the reply behind it, so `pro-life` does not count for it; nor is it read so."""
+    labels = ["pro", "pro-life", "pro-life movement", "pro and contra"]
+    (found,) = coder(engine, book(labels=labels)).code(IDS[:1], TEXTS[:1])
+    scores = found.logprobs or {}
+    chat_model = engine.sampler.chat_model  # type: ignore[attr-defined]
+    tokenizer, model = chat_model.tokenizer, chat_model.model
+    asked = coder(engine, book(labels=labels)).asks(TEXTS[:1])
+    prompts, _ = coder(engine, book(labels=labels))._prompts(asked, IDS[:1])
+    for label in labels:
+        turns = [{"role": m.role, "content": m.content} for m in prompts[0]]
+        before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": label}], tokenize=False)
+        ids, begin = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole, before))
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        upto = ids.index(tokenizer.convert_tokens_to_ids("<|im_end|>"), len(begin)) + 1
+        expected = sum(float(logprobs[i - 1, ids[i]]) for i in range(len(begin), upto))
+        assert scores[label] == pytest.approx(expected, abs=1e-3)
+        assert read_answer(label, book(labels=labels), format="label") == label
+        assert read_answer(f"Answer: {label}.", book(labels=labels), format="label") == label
+    assert sum((found.probabilities or {}).values()) == pytest.approx(1)
+
+
+def test_labels_that_begin_alike_need_an_end_of_turn(world: Path, tmp_path: Path) -> None:
+    template = load_tokenizer(world / "finch").chat_template
+    (tmp_path / "open.jinja").write_text(re.sub(r"<\|im_end\|>\n?", "", template))
+    settings = ModelSettings(path=str(world / "finch"), chat_template="open.jinja")
+    opened = load_engine("small", settings, tmp_path, 8)
+    with pytest.raises(ConfigError, match=r"'pro' is the beginning of 'pro-life'.*answer: letters"):
+        coder(opened, book(labels=["pro", "pro-life"])).code(IDS[:1], TEXTS[:1])
+    (found,) = coder(opened, book(labels=["pro", "pro-life"]), answer="letters").code(IDS[:1], TEXTS[:1])
+    assert found.status == Status.OK
 
 
 def test_letters_in_turned_orders_are_averaged_as_probabilities(engine: Engine) -> None:
@@ -136,6 +174,19 @@ def test_a_server_tells_the_probabilities_of_letters() -> None:
         assert found.logprobs == pytest.approx({"red": -4.0, "green": -0.1, "blue": -3.0})
         with pytest.raises(ConfigError, match="does not tell the probabilities of labels"):
             server_coder(server.url, answer="labels").code(IDS, TEXTS)
+
+
+def test_a_server_that_lacks_what_an_answer_needs_ends_the_run_with_another() -> None:
+    """Without log-probabilities, or without schemas for replies, every text would end in an error."""
+    with fake_server(lambda body, nth: Reply(choices("A"))) as server:
+        with pytest.raises(BackendError, match=r"no log-probabilities.* Take answer: constrained or free"):
+            server_coder(server.url, answer="letters").code(IDS, TEXTS)
+    error = json.dumps({"error": {"message": "'response_format' is not supported by this server."}}).encode()
+    with fake_server(lambda body, nth: Reply(error, status=400)) as server:
+        with pytest.raises(BackendError, match=r"does not constrain replies .*Take answer: free or letters"):
+            server_coder(server.url, answer="constrained").code(IDS, TEXTS)
+        with pytest.raises(BackendError, match="refuses every request: HTTP 400"):
+            server_coder(server.url, answer="free").code([*"abcdef"], [f"text {i}" for i in range(6)])
 
 
 def test_what_a_server_refuses_or_cuts_off_has_its_status() -> None:

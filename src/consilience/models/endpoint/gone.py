@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from consilience.errors import BackendError
 from consilience.models.endpoint.answer import NOT_ASKED
 from consilience.models.protocols import ReplyStatus
+
+REFUSED = re.compile(r"HTTP (400|422)\b")  # asked the same again, the server would say the same again
 
 
 class Unanswered(NamedTuple):
@@ -39,4 +42,6 @@ def refuse_gone_server(
     if gone:
         larger = "With a larger budget the" if gone[0].over_budget else "The"
         reason = gone[0].reason.removeprefix(NOT_ASKED).strip(" .")
+        if REFUSED.match(reason):
+            raise BackendError(f"{name} refuses every request: {reason}. What is asked has to change.")
         raise BackendError(f"{name} does not answer: {reason}. {larger} same command goes on from here.")
