@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -241,3 +243,9 @@ def test_groups_of_a_number_have_means_and_their_difference() -> None:
     assert curve == sorted(curve, reverse=True)
     whole = prevalence(as_numbers, interval, seed=0, corpus_is_sample=True)["mean"]
     assert whole[NAIVE]["value"] == pytest.approx(10 * (drawn.category_N == 1).sum() / (drawn.category_N < 2).sum())
+
+
+def test_what_opens_no_model_waits_for_no_torch() -> None:
+    rooms = "estimate, consilience.annotate.freeze, consilience.annotate.dev, consilience.annotate.run"
+    code = f"import sys, consilience.annotate.{rooms}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
