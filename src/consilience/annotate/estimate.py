@@ -64,7 +64,7 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
         found["by"][by] = by_group(sample, book, by, **of)
         found["validation_by"][by] = _validation_by(sample, project, by)
     if formula:
-        found["formulas"][formula] = regression(sample, book, formula, family=family, seed=seed)
+        found["formulas"][formula] = regression(sample, book, formula, family=family, **of)
         cluster = [project.recipe.data.cluster] if project.recipe.data.cluster else []
         write_dsl_table(sample, book, columns, corpus(project, [*cluster, *columns]), project.folder / DSL_TABLE)
     write_json(project.folder / FILE, {"made_of": made_of} | found)

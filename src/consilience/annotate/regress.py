@@ -113,8 +113,12 @@ class _Splits(Sequence[Expected]):
         return self.make(split)
 
 
-def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str | None, seed: int) -> dict[str, Any]:
+def regression(
+    sample: Sample, codebook: Codebook, formula: str, *, family: str | None, seed: int, corpus_is_sample: bool = True
+) -> dict[str, Any]:
     """Every coefficient of `formula` in four ways. `family` is linear or logistic; by default by the outcome's values.
+
+    Without `corpus_is_sample` DSL and the gold alone are about these rows and no others.
 
     Raises `ConfigError` at a formula that does not fit, `DataError` at too little gold and where there is no solution.
     """
@@ -139,7 +143,8 @@ def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str 
     expected = _Splits(partial(_expected, sample, codebook, designs, gold_rows, unit_N, seed))
     of: dict[str, Any] = {"family": found_family, "unit_kind": kind}
     all_units = np.arange(len(designs.rows)) if units is None else units
-    dsl = design_based(observed, expected, designs.names, clusters=all_units, **of)
+    whole = {"clusters": units, "corpus_is_sample": corpus_is_sample} | of
+    dsl = design_based(observed, expected, designs.names, **whole)
     gold_units = None if units is None else units[observed.places_n]
     gold = _tried(
         lambda: weighted_regression(
@@ -148,11 +153,12 @@ def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str 
             designs.names,
             weights=1 / observed.probability_n,
             clusters=gold_units,
+            drawn=None if corpus_is_sample or units is not None else observed.probability_n,
             method=f"gold texts alone, {found_family}, sandwich, Student t",
             **of,
         )
     )
-    twice = more_gold(observed, expected[0], dsl, 2.0, family=found_family)
+    twice = more_gold(observed, expected[0], dsl, 2.0, family=found_family, corpus_is_sample=corpus_is_sample)
     by_way = {DSL: _at_both_levels(dsl), GOLD: _at_both_levels(gold)}
     del dsl  # a number per row and coefficient
     naive, dropped = _naive(sample, codebook, designs, all_units, of)
@@ -181,7 +187,8 @@ def regression(sample: Sample, codebook: Codebook, formula: str, *, family: str 
         "rows": len(designs.rows),
         "rows_left_out": sample.rows - len(designs.rows),
         "uncorrected_left_out": dropped,
-        "not_included": ["other coders", "other prompts and models", "whether the formula is the right one"],
+        "not_included": ["other coders", "other prompts and models", "whether the formula is the right one"]
+        + ([] if corpus_is_sample else ["texts beyond this corpus"]),
     }
 
 

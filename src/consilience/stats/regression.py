@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from consilience.errors import DataError, pick
 from consilience.stats.estimate import Estimate, Floats
-from consilience.stats.units import Units, several_units, unit_labels
+from consilience.stats.units import Units, several_units, unit_index, unit_labels
 
 Places = NDArray[np.intp]
 MOST_STEPS = 100
@@ -57,6 +57,7 @@ def design_based(
     *,
     family: str = "linear",
     clusters: Units | None = None,
+    corpus_is_sample: bool = True,
     unit_kind: str = "items",
     level: float = 0.95,
 ) -> dict[str, Estimate]:
@@ -64,19 +65,29 @@ def design_based(
 
     `expected` has one entry per random split into folds: the value is the median over splits, its squared standard
     error the median of what a split has plus the square of its distance to that median. `family` is a key of
-    `FAMILIES`. Raises `DataError` where the equations have no solution: too little gold, or collinear terms.
+    `FAMILIES`. Without `corpus_is_sample` the coefficients are those that gold of all these items would give, and which
+    items were drawn for gold is all that the interval contains: with the finite-population correction where they were
+    drawn one by one, without it (so too wide) in clusters. Raises `DataError` where the equations have no solution: too
+    little gold, or collinear terms.
     """
     mean_of = pick(FAMILIES, family, "family of regressions")
     items = len(expected[0].chances_C[0])
-    unit_names, index_N = several_units(unit_labels(clusters, items), unit_kind)
+    labels = np.arange(items) if clusters is None else unit_labels(clusters, items)
+    unit_names, index_N = several_units(labels, unit_kind)
     start = _gold_alone(observed, mean_of, names)
     solved = [_solve(partial(_dsl_equations, observed, each, mean_of), len(start), names, start) for each in expected]
 
     def influence(split: int) -> Floats:
+        if not corpus_is_sample:
+            return _drawing_influence(observed, expected[split], solved[split], mean_of, unit_n, alone=clusters is None)
         return _dsl_influence(observed, expected[split], solved[split], mean_of, index_N)
 
-    gold_units = len(np.unique(index_N[observed.places_n]))
+    drawn, unit_n = unit_index(index_N[observed.places_n])
+    gold_units = len(drawn)
+    if not corpus_is_sample:
+        unit_names = drawn
     method = f"DSL, {family}, {len(observed.places_n)} gold labels, {len(expected)} splits, Student t"
+    method += "" if corpus_is_sample else ", of these items alone"
     return _combined(solved, influence, unit_names, names, gold_units - 1, unit_kind, method, level)
 
 
@@ -87,12 +98,17 @@ def weighted_regression(
     *,
     family: str = "linear",
     weights: ArrayLike | None = None,
+    drawn: ArrayLike | None = None,
     clusters: Units | None = None,
     unit_kind: str = "items",
     method: str = "",
     level: float = 0.95,
 ) -> dict[str, Estimate]:
-    """Linear or logistic regression with weights, its errors by the sandwich over units (CR0 times G / (G - 1))."""
+    """Linear or logistic regression with weights, its errors by the sandwich over units (CR0 times G / (G - 1)).
+
+    `drawn` are the probabilities by which the items were drawn one by one, where the rows that they were drawn from
+    are all that is meant: the variance is (1 - probability) times as large.
+    """
     mean_of = pick(FAMILIES, family, "family of regressions")
     y, x = np.asarray(outcome, dtype=np.float64), np.asarray(design, dtype=np.float64)
     w = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -100,7 +116,8 @@ def weighted_regression(
     alone = Observed(places_n=np.arange(len(y)), outcome_n=y, design_nP=x, probability_n=1 / w)
     b = _solve(lambda b: _weighted(alone, b, mean_of), x.shape[1], names)
     mean, slope = mean_of(x @ b)
-    moments = (w * (y - mean))[:, None] * x
+    left = 1.0 if drawn is None else np.sqrt(1 - np.asarray(drawn, dtype=np.float64))
+    moments = (w * (y - mean) * left)[:, None] * x
     bread = (x * (w * slope)[:, None]).T @ x
     influence_NP = _by_unit(moments, index) @ np.linalg.inv(bread).T * len(unit_names)
     named = method or f"{family} regression, sandwich over {unit_kind}, Student t"
@@ -228,6 +245,30 @@ def _dsl_influence(observed: Observed, expected: Expected, b: Floats, mean_of: M
     return by_unit @ (np.linalg.inv(slope).T * (len(by_unit) / len(index_N)))
 
 
+def _drawing_influence(
+    observed: Observed, expected: Expected, b: Floats, mean_of: Mean, unit_n: Places, *, alone: bool
+) -> Floats:
+    """Every gold unit's influence by its having been drawn [G, P], as the gap between what is seen and expected."""
+    gap_n = _gap(observed, expected, b, mean_of) / observed.probability_n[:, None]
+    by_unit = _by_unit(gap_n, unit_n)
+    by_unit = by_unit - by_unit.mean(0)  # as many are drawn each time
+    if alone:
+        by_unit *= np.sqrt(1 - observed.probability_n)[:, None]
+    _, slope = _dsl_equations(observed, expected, mean_of, b)
+    found: Floats = by_unit @ (np.linalg.inv(slope).T * (len(by_unit) / len(expected.chances_C[0])))
+    return found
+
+
+def _gap(observed: Observed, expected: Expected, b: Floats, mean_of: Mean) -> Floats:
+    """The gold items' moments less what was expected of them [n, P]."""
+    places = observed.places_n
+    gap_nP = (observed.outcome_n - mean_of(observed.design_nP @ b)[0])[:, None] * observed.design_nP
+    for chance_N, y_N, x_NP in zip(expected.chances_C, expected.outcomes_C, expected.designs_C):
+        x_nP = x_NP[places]
+        gap_nP -= (chance_N[places] * (y_N[places] - mean_of(x_nP @ b)[0]))[:, None] * x_nP
+    return gap_nP
+
+
 def _counted(observed: Observed, items: int) -> tuple[Floats, Floats]:
     """What the expected moment of every item counts, 1 - R / pi; and 1 / pi of the gold items."""
     w_n = 1 / observed.probability_n
@@ -341,11 +382,18 @@ def _combined(
 
 
 def more_gold(
-    observed: Observed, expected: Expected, coefficients: Mapping[str, Estimate], ratio: float, *, family: str
+    observed: Observed,
+    expected: Expected,
+    coefficients: Mapping[str, Estimate],
+    ratio: float,
+    *,
+    family: str,
+    corpus_is_sample: bool = True,
 ) -> dict[str, float]:
     """The standard errors that `ratio` times as many gold labels would give, drawn as these were.
 
-    V(r) = J^-1 (M1 / r + M23) J^-1 / N with M1 = mean[R / pi^2 (m - m^g)(m - m^g)'] and M23 the rest.
+    V(r) = J^-1 (M1 / r + M23) J^-1 / N with M1 = mean[R / pi^2 (m - m^g)(m - m^g)'] and M23 the rest; of these items
+    alone M23 is - mean[R / pi (m - m^g)(m - m^g)'], the finite-population correction.
     """
     mean_of = pick(FAMILIES, family, "family of regressions")
     b = np.array([estimate.value for estimate in coefficients.values()])
@@ -367,5 +415,6 @@ def more_gold(
     all_ = moments_NP.T @ moments_NP / items
     first = (gap_n * (w_n**2)[:, None]).T @ gap_n / items
     inverse = np.linalg.inv(slope / items)
-    variance = inverse @ (first / ratio + all_ - first) @ inverse.T / items
+    rest = all_ - first if corpus_is_sample else -(gap_n * w_n[:, None]).T @ gap_n / items
+    variance = inverse @ (first / ratio + rest) @ inverse.T / items
     return {name: math.sqrt(max(float(variance[i, i]), 0.0)) for i, name in enumerate(coefficients)}

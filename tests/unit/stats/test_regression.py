@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,54 @@ def test_dsl_and_ppi_cover_where_the_models_labels_do_not() -> None:
     assert hits / rounds > 0.9
     assert ppi_hits / rounds > 0.9
     assert naive_hits / rounds < 0.5
+
+
+def test_of_these_items_alone_a_mean_has_the_variance_of_a_drawn_sample() -> None:
+    """The difference estimator's, sqrt((1 - n / N) s^2 / n) of gold minus expected (Cochran, Sampling Techniques)."""
+    coded, model = np.arange(0, 400, 4), Y + RNG.normal(size=400)
+    one = np.ones((400, 1))
+    observed = Observed(
+        places_n=coded, outcome_n=Y[coded], design_nP=one[coded], probability_n=np.full(len(coded), 0.25)
+    )
+    expected = Expected(chances_C=[np.ones(400)], outcomes_C=[model], designs_C=[one])
+    found = design_based(observed, [expected], ("1",), corpus_is_sample=False)["1"]
+    gap = Y[coded] - model[coded]
+    assert found.value == pytest.approx(model.mean() + gap.mean())
+    assert found.standard_error == pytest.approx(math.sqrt(0.75 * gap.var(ddof=1) / len(coded)))
+    assert (found.n, found.degrees_of_freedom) == (100, pytest.approx(99))
+    twice = more_gold(observed, expected, {"1": found}, 2.0, family="linear", corpus_is_sample=False)
+    assert twice["1"] == pytest.approx(found.standard_error * math.sqrt(0.5 / 2 / 0.75), rel=0.02)
+    alone = weighted_regression(Y[coded], one[coded], ("1",), weights=np.full(100, 4.0), drawn=observed.probability_n)
+    assert alone["1"].standard_error == pytest.approx(math.sqrt(0.75 * Y[coded].var(ddof=1) / 100))
+
+
+def test_gold_of_everything_leaves_nothing_open_about_these_items() -> None:
+    everything = sample_of(Y, np.arange(400))
+    useless = Expected(chances_C=[np.ones(400)], outcomes_C=[RNG.normal(size=400)], designs_C=[X])
+    for name, found in design_based(everything, [useless], NAMES, corpus_is_sample=False).items():
+        assert found.value == pytest.approx(weighted_regression(Y, X, NAMES)[name].value)
+        assert found.standard_error == pytest.approx(0, abs=1e-12)
+
+
+def test_of_these_items_alone_the_interval_covers_what_gold_of_all_would_give() -> None:
+    """600 items that stay as they are, 180 of them drawn for gold again and again."""
+    rng = stream(3, "finite")
+    x = np.column_stack([np.ones(600), rng.normal(size=600)])
+    y = (rng.random(600) < 1 / (1 + np.exp(-(x @ [0.0, 0.6])))).astype(float)
+    model = np.where(rng.random(600) < 0.15, 1 - y, y)
+    truth = weighted_regression(y, x, ("1", "x"), family="logistic")["x"].value
+    hits, wide, rounds = 0, 0, 200
+    for _ in range(rounds):
+        coded = np.sort(rng.permutation(600)[:180])
+        observed = Observed(places_n=coded, outcome_n=y[coded], design_nP=x[coded], probability_n=np.full(180, 0.3))
+        yes = np.array([y[coded][model[coded] == k].mean() for k in (0, 1)])[model.astype(int)]
+        expected = Expected(chances_C=[1 - yes, yes], outcomes_C=[np.zeros(600), np.ones(600)], designs_C=[x, x])
+        for alone in (True, False):
+            found = design_based(observed, [expected], ("1", "x"), family="logistic", corpus_is_sample=not alone)["x"]
+            hits += alone and found.low <= truth <= found.high
+            wide += not alone and found.low <= truth <= found.high
+    assert 0.91 < hits / rounds < 0.98
+    assert wide / rounds > 0.98
 
 
 def test_ppi_with_a_useless_model_is_gold_alone() -> None:
