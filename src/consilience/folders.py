@@ -68,7 +68,9 @@ def split_of(place: Path | str, splits: Collection[Any], asked: str | None) -> s
     split = asked or USUAL
     if split not in names:
         said = f"has no split {split!r}" if asked else "has several splits"
-        raise DataError(f"{place} {said}.{nearest(split, names)} Give one with `split`: {', '.join(names)}.")
+        raise DataError(
+            f"{place} {said}.{nearest(split, names)} Give one (`split` in a recipe), or a file: {', '.join(names)}."
+        )
     return split
 
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from consilience.config import load_recipe
+from consilience.pipelines.places import Places
+from consilience.pipelines.recipe import FuseRecipe
+from consilience.pipelines.rehearsal import rehearsed
+
 Recipe = Callable[..., Path]
 Consilience = Callable[..., Any]
 
@@ -46,6 +51,14 @@ def test_a_rehearsal_takes_the_models_own_tokenizers_and_the_first_chats(
         own, made = (folder / model / "tokenizer.json" for folder in (world, tmp_path / "run" / "tiny"))
         assert json.loads(own.read_text())["model"] == json.loads(made.read_text())["model"]
     assert (tmp_path / "run" / "tiny" / "chats.jsonl").read_text() == (world / "chats.jsonl").read_text()
+
+
+def test_chats_without_groups_are_rehearsed_without(recipe: Recipe, world: Path, tmp_path: Path) -> None:
+    """A group_key that is named and found nowhere is refused; one that nobody named must not be."""
+    for given in ({}, {"group_key": "skill"}):
+        made = load_recipe(recipe(data={"path": str(world / "chats.jsonl"), **given}), FuseRecipe)
+        data = rehearsed(made, Places(tmp_path, tmp_path)).data
+        assert dict.fromkeys(data.model_fields_set & {"group_key"}, data.group_key) == given
 
 
 def test_a_dry_run_prints_every_stage_and_writes_nothing(

@@ -63,15 +63,16 @@ def rehearsed(recipe: FuseRecipe, places: Places) -> FuseRecipe:
         for name, task in recipe.tasks.items()
         if places.file(task.path).is_file()
     }
-    group_key = recipe.data.group_key if places.file(recipe.data.path).exists() else "group"
     return recipe.model_copy(
         update=named
         | {
             "title": f"Rehearsal: {recipe.title}",
             "note": "Tiny random models. That it runs is what is shown; its numbers say nothing.",
             "tiny": None,
-            "data": DataSettings(path=f"{TINY}chats.jsonl", group_key=group_key, text_key=recipe.data.text_key),
-            "held_out": HeldOutSettings(**held_out, group_key=recipe.held_out.group_key),
+            "data": DataSettings(
+                path=f"{TINY}chats.jsonl", text_key=recipe.data.text_key, **_group_key(recipe.data, places)
+            ),
+            "held_out": HeldOutSettings(**held_out, **_group_key(recipe.held_out, places)),
             "represent": recipe.represent.model_copy(update=HERE | {"max_tokens": 128, "shard_conversations": 16}),
             "align": recipe.align.model_copy(update={"min_matched": 0.0}),
             "train": recipe.train.model_copy(update={"max_steps": 2, "batch_size": 4, "micro_batch_size": 2}),
@@ -80,6 +81,12 @@ def rehearsed(recipe: FuseRecipe, places: Places) -> FuseRecipe:
             "evaluate": recipe.evaluate.model_copy(update={"max_tokens": 128}),
         }
     )
+
+
+def _group_key(settings: DataSettings | HeldOutSettings, places: Places) -> dict[str, Any]:
+    """The field of a chat's group, where the recipe names one and its own chats are here; made-up ones have `group`."""
+    own = settings.path is not None and places.file(settings.path).exists()
+    return {"group_key": settings.group_key} if own and "group_key" in settings.model_fields_set else {}
 
 
 def make_rehearsal(
