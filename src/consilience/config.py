@@ -18,7 +18,7 @@ DECIDES = "decides"  # the context of a dump that leaves out what does not decid
 class Settings(BaseModel):
     """Base of every block of a recipe: frozen, and a key that is not a field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def decides(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
         """What decides the outcome, as JSON: what must agree before a run is resumed.

@@ -150,6 +150,8 @@ Refused = tuple[dict[str, Any], str]
 REFUSED: dict[str, Refused] = {
     "a misspelt key": ({"jugde": 1}, "Did you mean 'judge'"),
     "alpha below zero": ({"loss": {"alpha": -1}}, "loss.alpha"),
+    "beta without end": ({"loss": {"beta": float("inf")}}, "loss.beta: Input should be a finite number"),
+    "a rate below zero": ({"learning_rates": [-1e-6]}, "learning_rates.0: Input should be greater than 0"),
     "beta of zero": ({"loss": {"beta": 0}}, "loss.beta"),
     "wrpo's share above 1": ({"loss": {"name": "wrpo", "alpha": 2}}, "at most 1"),
     "an unknown loss": ({"loss": {"name": "dpoo"}}, "Did you mean 'dpo'"),

@@ -108,7 +108,9 @@ class ArmSettings(Settings):
     replay: bool = Field(False, description="learn from the pairs of all earlier rounds, too")
     offline_rounds: int = Field(0, ge=0, description="so many first rounds are plain DPO on the data's pairs")
     data_from: str | None = Field(None, description="learn from the pairs that another arm collected")
-    learning_rates: tuple[float, ...] = Field((), description="one per round, in the place of train.learning_rate")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="one per round, in the place of train.learning_rate; the last goes on"
+    )
     max_tokens: int = Field(1024, ge=2, description="of prompt and reply together; longer ones are set aside")
     batch_tokens: int = Field(8192, ge=1, description="read at once where nothing is learnt")
     train: TrainSettings = TrainSettings(**DEFAULTS["train"])
