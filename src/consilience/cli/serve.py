@@ -20,6 +20,7 @@ from consilience.errors import BackendError, ConfigError
 from consilience.search.shape import CHUNK, SUCCESSORS, WIDTH
 
 DEFAULT_KEY_ENV = "CONSILIENCE_API_KEY"
+GUIDE, CALLERS, LIMITS = "With a guide", "Who may call, and where", "Limits"  # panels of the help
 OF_A_GUIDE = ("method", "width", "successors", "chunk")
 
 
@@ -27,40 +28,62 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A local Hugging Face folder or a hub name.")],
     guide: Annotated[
-        str | None, typer.Option(metavar="TUNED:UNTUNED", help="Search replies, guided by a small pair.")
+        str | None,
+        typer.Option(rich_help_panel=GUIDE, metavar="TUNED:UNTUNED", help="Search replies, guided by a small pair."),
     ] = None,
-    method: Annotated[str, typer.Option(help="With a guide: cbs | best-of-n | eft | sample.")] = "cbs",
-    width: Annotated[int, typer.Option(help="With a guide: W, hypotheses kept.")] = WIDTH,
-    successors: Annotated[int, typer.Option(help="With a guide: K, continuations of each.")] = SUCCESSORS,
-    chunk: Annotated[int, typer.Option(min=0, help="With a guide: L, tokens at a time; 0 is the whole reply.")] = CHUNK,
+    method: Annotated[str, typer.Option(rich_help_panel=GUIDE, help="cbs | best-of-n | eft | sample.")] = "cbs",
+    width: Annotated[int, typer.Option(rich_help_panel=GUIDE, help="W, hypotheses kept.")] = WIDTH,
+    successors: Annotated[int, typer.Option(rich_help_panel=GUIDE, help="K, continuations of each.")] = SUCCESSORS,
+    chunk: Annotated[
+        int, typer.Option(rich_help_panel=GUIDE, min=0, help="L, tokens at a time; 0 is the whole reply.")
+    ] = CHUNK,
     host: Annotated[
-        str, typer.Option(help="Where to listen. Others reach 0.0.0.0, too: set an API key.")
+        str, typer.Option(rich_help_panel=CALLERS, help="Where to listen. Others reach 0.0.0.0, too: set an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(rich_help_panel=CALLERS, min=0, max=65535, help="0: any that is free.")] = 8000,
     api_key_env: Annotated[
         str,
-        typer.Option(metavar="NAME", help="The environment variable that holds the API key, if there is to be one."),
+        typer.Option(
+            rich_help_panel=CALLERS,
+            metavar="NAME",
+            help="The environment variable that holds the API key, if there is to be one.",
+        ),
     ] = DEFAULT_KEY_ENV,
     served_model_name: Annotated[str, typer.Option(help="The name that clients use; else MODEL as given.")] = "",
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and reply together; else the model's positions.")
+        int | None,
+        typer.Option(rich_help_panel=LIMITS, help="Tokens of prompt and reply together; else the model's positions."),
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(help="Replies that are written side by side.")] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are answered with 429.")] = 1024,
+    max_num_seqs: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, help="Replies that are written side by side.")
+    ] = 64,
+    max_waiting: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, help="Requests that may wait; more are answered with 429.")
+    ] = 1024,
     request_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Of one request, waiting included.")
+        float, typer.Option(rich_help_panel=LIMITS, metavar="SECONDS", help="Of one request, waiting included.")
     ] = 600.0,
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="For requests in progress when told to stop.")] = 30.0,
+    grace: Annotated[
+        float,
+        typer.Option(rich_help_panel=LIMITS, metavar="SECONDS", help="For requests in progress when told to stop."),
+    ] = 30.0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")] = "float32",
     generation_config: Annotated[
         str, typer.Option(help="auto: temperature, top_p ... of the model where a request has none. none: OpenAI's.")
     ] = "auto",
     allowed_hosts: Annotated[
         list[str],
-        typer.Option(metavar="NAME", help="A host name beside localhost and IP addresses; * for any. Repeat it."),
+        typer.Option(
+            rich_help_panel=CALLERS,
+            metavar="NAME",
+            help="A host name beside localhost and IP addresses; * for any. Repeat it.",
+        ),
     ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
     allowed_origins: Annotated[
-        list[str], typer.Option(metavar="ORIGIN", help="Web pages that may call (https://app.example); * for any.")
+        list[str],
+        typer.Option(
+            rich_help_panel=CALLERS, metavar="ORIGIN", help="Web pages that may call (https://app.example); * for any."
+        ),
     ] = [],  # noqa: B006
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with a checkpoint.")
