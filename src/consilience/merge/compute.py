@@ -248,12 +248,20 @@ def _combine_linear(made: Sequence[tuple[Linear, Job]], workers: Workers) -> Non
     if measures:
         inner = np.concatenate([parts[start] for start in sorted(parts)])
         measured = _pairs(inner if by_row else inner.sum(0), count - first)
-        measured = np.pad(measured, [(0, 0)] * (measured.ndim - 2) + [(first, 0), (first, 0)])
+        measured = _behind_zeros(measured) if first else measured
     for combination, job in made:
         if job.statistics:
             # What a method measured of the deltas says nothing of the base itself.
-            known = np.pad(job.gram, ((1, 0), (1, 0))) if job.gram is not None and not by_row else measured
+            known = _behind_zeros(job.gram) if job.gram is not None and not by_row else measured
             job.products = _products_of_linear(combination.coefficients, facts, known)
+
+
+def _behind_zeros(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Square matrices with a row and a column of zeros before the others: of input 0, which was not measured."""
+    count = products.shape[-1]
+    wider = np.zeros((*products.shape[:-2], count + 1, count + 1))
+    wider[..., 1:, 1:] = products
+    return wider
 
 
 def _sums_to_one(coefficients: NDArray[np.float64]) -> NDArray[np.bool_]:

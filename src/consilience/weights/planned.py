@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from consilience.errors import BackendError, ConfigError
-from consilience.run import write_json
 from consilience.weights.headers import INDEX, ITEM_BYTES, SINGLE
 
 PARTIAL = "merge.partial"
@@ -191,10 +190,10 @@ class PlannedCheckpoint:
                 else:
                     target.write_bytes(content)
             for name, document in documents.items():
-                write_json(self.partial / name, document)
+                (self.partial / name).write_bytes(_json_of(document))
             if len(self.shard_names) > 1:
                 index = {"metadata": {"total_size": self.total_bytes}, "weight_map": self.weight_map}
-                write_json(self.partial / INDEX, index)
+                (self.partial / INDEX).write_bytes(_json_of(index))
             made = set(self.shard_names) if len(self.shard_names) > 1 else set()
             for earlier in (self.out / INDEX, self.out / SINGLE, *self.out.glob("model-*-of-*.safetensors")):
                 if earlier.name not in made or (self.partial / earlier.name).exists():
@@ -212,6 +211,23 @@ class PlannedCheckpoint:
         return BackendError(
             f"{self.out} cannot be written ({error.strerror or error}). Free some space or give another folder."
         )
+
+
+def _json_of(document: Mapping[str, Any]) -> bytes:
+    """A JSON object, with a line for each entry of the objects in it: a tensor's is one."""
+
+    def line(key: str, value: Any) -> str:
+        return f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
+
+    def block(key: str, value: Any) -> str:
+        if not isinstance(value, Mapping) or not value:
+            return " " + line(key, value)
+        lines = ",\n".join("  " + line(name, entry) for name, entry in value.items())
+        return f" {json.dumps(key, ensure_ascii=False)}: {{\n{lines}\n }}"
+
+    text = "{\n" + ",\n".join(block(key, value) for key, value in document.items()) + "\n}\n"
+    # Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _size_of(file: Path) -> int | None:
