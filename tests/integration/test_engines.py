@@ -176,7 +176,7 @@ def test_a_policy_writes_the_same_with_vllm(world: Path, tmp_path: Path, lora: J
     from peft import LoraConfig, get_peft_model
 
     from consilience.models import EngineSettings, Prompt, Sampling, load_model
-    from consilience.prefer.rounds import Load, Policy
+    from consilience.prefer.policy import Load, Policy
     from consilience.records import Message
     from consilience.train import TrainSettings
 

@@ -27,10 +27,12 @@ from consilience.pipelines.places import Places
 from consilience.pipelines.prefer_recipe import PreferRecipe, data_of, folder_of_seed, models_of, servers_of
 from consilience.pipelines.prefer_results import summarize
 from consilience.pipelines.tiny.preference import make_preference_world
+from consilience.prefer.arm import ArmSettings, ServedModel
 from consilience.prefer.data import Preference, preferences_of, slices
 from consilience.prefer.judging import Scorer
 from consilience.prefer.measure import measure, read_measured
-from consilience.prefer.rounds import ArmSettings, Load, Policy, Reader, Round, ServedModel
+from consilience.prefer.policy import Load, Policy, Reader
+from consilience.prefer.rounds import Round
 from consilience.report.preference import write_preference_report
 from consilience.rng import seed_of
 from consilience.run import RunFolder, fingerprint, open_run, write_json

@@ -35,11 +35,11 @@ from consilience.pipelines.forecast import (
 )
 from consilience.pipelines.places import Places
 from consilience.pipelines.prefer_recipe import PreferRecipe, models_of
+from consilience.prefer.arm import ArmSettings, ServedModel
 from consilience.prefer.data import Preference, preferences_of
 from consilience.prefer.likelihood import read_reply
 from consilience.prefer.losses import WITHOUT_REFERENCE
 from consilience.prefer.pairs import JUDGED
-from consilience.prefer.rounds import ArmSettings, ServedModel
 from consilience.train.head import BLOCK_LOGITS
 
 TEXT_BYTES = 5  # of a token's text in JSON

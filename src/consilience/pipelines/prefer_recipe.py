@@ -14,7 +14,7 @@ from consilience.models import EngineSettings, Sampling
 from consilience.models.endpoint import EndpointSettings
 from consilience.pipelines.data import Named
 from consilience.pipelines.places import FILE_NAME, FileOrShare
-from consilience.prefer.rounds import EXPLORATIONS, ArmSettings, ServedModel
+from consilience.prefer.arm import EXPLORATIONS, ArmSettings, ServedModel
 
 POLICY = "policy"  # the only arm of a recipe that names none
 NESTED = ("loss", "sample", "train")  # blocks of which an arm may give single keys

@@ -15,7 +15,8 @@ from consilience.models import ChatModel, LocalSampler, Prompt, ReplyStatus, Sam
 from consilience.prefer.data import Preference
 from consilience.prefer.judging import Scorer
 from consilience.prefer.likelihood import ReadReply, score_texts
-from consilience.prefer.rounds import Policy, Reader, rows_of
+from consilience.prefer.policy import Policy, Reader
+from consilience.prefer.rounds import rows_of
 from consilience.records import write_jsonl
 
 REPLIES = "replies.jsonl"

@@ -17,29 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from consilience.config import Settings, known
-from consilience.errors import ConfigError, DataError
-from consilience.models import (
-    ChatModel,
-    EngineSettings,
-    LocalSampler,
-    Prompt,
-    Reply,
-    ReplyStatus,
-    Sampler,
-    Sampling,
-    load_model,
-    open_model,
-)
+from consilience.errors import DataError
+from consilience.models import Prompt, Reply, ReplyStatus, Sampler, Sampling
 from consilience.models.endpoint import Endpoint, EndpointSettings
-from consilience.models.engine import VLLM
-from consilience.models.load import make_room
 from consilience.models.packed import can_pack, packed_attention
 from consilience.models.replies import read_replies, sample_to_disk
+from consilience.prefer.arm import ArmSettings, ServedModel
 from consilience.prefer.data import Preference
 from consilience.prefer.judging import Scorer, noisy, refuse_useless
 from consilience.prefer.learn import (
@@ -50,135 +35,17 @@ from consilience.prefer.learn import (
     pair_objective,
     without_dropout,
 )
-from consilience.prefer.likelihood import ReadReply, read_reply, score_texts
-from consilience.prefer.losses import WITH_THIRD, WITHOUT_REFERENCE, LossSettings
-from consilience.prefer.pairs import JUDGED, OFFLINE, PAIRINGS, Candidate, PairStatus, pair_up
+from consilience.prefer.likelihood import ReadReply, score_texts
+from consilience.prefer.losses import WITHOUT_REFERENCE
+from consilience.prefer.pairs import JUDGED, OFFLINE, Candidate, PairStatus, pair_up
+from consilience.prefer.policy import ADAPTERS, Load, Policy, Reader
 from consilience.records import read_rows, write_jsonl
 from consilience.rng import seed_of
 from consilience.run import RunFolder, write_json
-from consilience.train import TrainSettings, finish, train
+from consilience.train import finish, train
 
 OnProgress = Callable[[str, int, int], None]
-# What else the policy may say than its one likeliest reply: where y is from (docs/prefer.md measures them).
-EXPLORATIONS: dict[str, dict[str, Any]] = {
-    "none": {"temperature": 0.0, "samples": 1},  # SELM's code
-    "temperature": {"temperature": 1.0, "samples": 1},
-    "best_of_n": {"temperature": 1.0, "samples": 4},  # the best and the worst of four, and of the offline pair
-}
-# What a recipe that gives some keys of a block leaves out of it.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "sample": {"max_new_tokens": 1024},
-    "train": {"epochs": 1, "batch_size": 128, "learning_rate": 5e-7, "warmup": 0.1},  # SELM's
-}
-ADAPTERS = "adapters"
 ANSWERS = "sampler.sqlite"  # what servers replied, in the run folder
-
-
-class ServedModel(Settings):
-    """A model behind a server."""
-
-    endpoint: EndpointSettings
-
-
-class SamplerSettings(ServedModel):
-    """A server that replies in the policy's place: it serves one model, and the policy becomes another every round."""
-
-    rounds: Literal["first", "all"] | None = Field(
-        None, description="first: it runs the start model; all: every round learns from that model's replies"
-    )
-
-    def speaks_in(self, number: int) -> bool:
-        """Whether it replies in this round."""
-        return number == 1 or self.rounds == "all"
-
-
-class ArmSettings(Settings):
-    """Everything that decides one arm's rounds. What an arm of a recipe leaves out, it has from the recipe itself."""
-
-    loss: LossSettings = LossSettings()
-    explore: Annotated[str, known(lambda: EXPLORATIONS, "exploration")] = "none"
-    sample: Sampling = Field(Sampling(**DEFAULTS["sample"]), description="the policy's own replies, over `explore`")
-    sampler: SamplerSettings | None = Field(None, description="a server in the policy's place; default: this process")
-    pair: Annotated[str, known(lambda: PAIRINGS, "pairing rule")] = "best_worst"
-    offline_pair: bool = Field(True, description="the data's pair is among the candidates")
-    third: str | ServedModel = Field(
-        "policy", description="whose first reply the loss's third term is about: policy, start, a model, or a server's"
-    )
-    reference: str = Field("previous", description="what the policy is held near: previous, start, or a model")
-    replay: bool = Field(False, description="learn from the pairs of all earlier rounds, too")
-    offline_rounds: int = Field(0, ge=0, description="so many first rounds are plain DPO on the data's pairs")
-    data_from: str | None = Field(None, description="learn from the pairs that another arm collected")
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="one per round, in the place of train.learning_rate; the last goes on"
-    )
-    max_tokens: int = Field(1024, ge=2, description="of prompt and reply together; longer ones are set aside")
-    batch_tokens: int = Field(8192, ge=1, description="read at once where nothing is learnt")
-    train: TrainSettings = TrainSettings(**DEFAULTS["train"])
-
-    @model_validator(mode="before")
-    @classmethod
-    def _completed(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        blocks = {name: {**DEFAULTS[name], **tree[name]} for name in DEFAULTS if isinstance(tree.get(name), dict)}
-        if tree.get("explore") in EXPLORATIONS and isinstance(tree.get("sample", {}), dict):
-            blocks["sample"] = {**DEFAULTS["sample"], **EXPLORATIONS[tree["explore"]], **tree.get("sample", {})}
-        return tree | blocks
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.sample.samples + (2 if self.offline_pair else 0) < 2 and self.pair == "best_worst":
-            raise ConfigError("one sample and no offline pair make no pair; give sample.samples or offline_pair: true")
-        if self.pair != "best_worst" and not self.offline_pair:
-            raise ConfigError(f"pair: {self.pair} is about the offline pair, and offline_pair is false")
-        if self.loss.name == "wrpo" and self.loss.alpha > 1:
-            raise ConfigError(f"loss.alpha is {self.loss.alpha}; wrpo's is a share, at most 1")
-        if self.loss.name in WITH_THIRD and not self.loss.alpha:
-            raise ConfigError(
-                f"loss.name is {self.loss.name} and loss.alpha 0, which is dpo. Give loss.alpha, the weight of "
-                "its term, or loss.name: dpo"
-            )
-        if self.has_third and self.third == "policy" and self.pair != "best_worst" and self.data_from is None:
-            raise ConfigError(
-                f"pair: {self.pair} samples nothing, so there is no reply of the policy for the term of "
-                f"{self.loss.name}. Give pair: best_worst, third: start or a model, or loss.name: dpo"
-            )
-        if self.sampler and self.sampler.rounds == "first" and self.offline_rounds:
-            raise ConfigError(
-                f"sampler.rounds is first and offline_rounds {self.offline_rounds}: in the first round nothing is "
-                "sampled, and the server would never be asked. Give offline_rounds: 0, or sampler.rounds: all"
-            )
-        return self
-
-    @property
-    def has_third(self) -> bool:
-        return self.loss.name in WITH_THIRD and self.loss.alpha > 0
-
-    def in_round(self, number: int) -> ArmSettings:
-        """The settings of one round: the first `offline_rounds` are DPO on the data; the learning rate of its own."""
-        changes: dict[str, Any] = {}
-        if number <= self.offline_rounds:
-            loss = self.loss.model_copy(update={"name": "dpo", "alpha": 0.0})
-            changes = {"loss": loss, "pair": "offline", "data_from": None}
-        if self.learning_rates:
-            rate = self.learning_rates[min(number, len(self.learning_rates)) - 1]
-            changes["train"] = self.train.model_copy(update={"learning_rate": rate})
-        return self.model_copy(update=changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A model on disk, and the folder of the run under which its replies are kept.
-
-    One that was trained with adapters is also the model in `base` under those in `adapters`.
-    """
-
-    path: Path
-    home: str
-    base: Path | None = None
-    adapters: Path | None = None
-
-
 Speaker = Policy | EndpointSettings
 
 
@@ -455,65 +322,6 @@ class Round:
                 finish(folder)
 
         return self.run.stage(f"{self.home}/train", make, together=True)
-
-
-class Load:
-    """Loads models one at a time: two may not fit together."""
-
-    def __init__(self, tokenizer: Any, *, code: bool, engine: EngineSettings | None = None) -> None:
-        """`engine` runs the policies that are to write replies."""
-        self.tokenizer, self.code, self.engine = tokenizer, code, engine or EngineSettings()
-
-    def sampler(self, policy: Policy, settings: TrainSettings) -> LocalSampler:
-        """The policy, to write a round's replies. vLLM is given the adapters beside the model they began on."""
-        if self.engine.engine != VLLM:
-            return LocalSampler(self(policy, settings))
-        make_room()
-        path, adapters = _weights(policy, settings)
-        how: dict[str, Any] = {"dtype": settings.dtype, "code": self.code, "tokenizer": self.tokenizer}
-        return LocalSampler(open_model(path, self.engine, adapters=adapters, **how))
-
-    def __call__(
-        self, policy: Policy, settings: TrainSettings, *, learns: bool = False, place: bool = True
-    ) -> ChatModel:
-        """The policy in the number format that `settings` compute in; in float32 where its own weights are to learn.
-
-        Adapters stay beside the weights of the model they began on: merged into bfloat16, most of what a round learnt
-        would be rounded away.
-        """
-        make_room()
-        path, adapters = _weights(policy, settings)
-        dtype = "float32" if learns and not settings.lora else settings.dtype
-        loaded = load_model(path, dtype=dtype, code=self.code, place=place, tokenizer=self.tokenizer)
-        if adapters is None:
-            return loaded
-        from peft import PeftModel
-
-        return replace(loaded, model=PeftModel.from_pretrained(loaded.model, adapters, is_trainable=learns))
-
-
-def _weights(policy: Policy, settings: TrainSettings) -> tuple[Path, Path | None]:
-    """Where the policy's weights are, and its adapters over them, which stay apart while there are any to train."""
-    adapters = policy.adapters if settings.lora else None
-    return policy.base if adapters and policy.base else policy.path, adapters
-
-
-class Reader:
-    """Replies as the policy reads them; its tokenizer and chat template are the same in all rounds."""
-
-    def __init__(self, tokenizer: Any, preferences: Iterable[Preference]) -> None:
-        self.tokenizer, self.preferences = tokenizer, {preference.id: preference for preference in preferences}
-        self.kept = functools.lru_cache(maxsize=1 << 16)(self._read)
-
-    def __call__(self, id_: str, reply: str, ended: bool = True) -> ReadReply | None:
-        """None where the chat template refuses the conversation."""
-        return self.kept(id_, reply, ended)
-
-    def _read(self, id_: str, reply: str, ended: bool) -> ReadReply | None:
-        try:
-            return read_reply(self.tokenizer, self.preferences[id_].prompt, reply, ended=ended)
-        except DataError:
-            return None
 
 
 def _candidate(whose: str, reply: Reply) -> Candidate:

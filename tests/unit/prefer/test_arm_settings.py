@@ -6,7 +6,7 @@ from typing import Any
 
 from consilience.config import parse
 from consilience.pipelines.prefer_recipe import PreferRecipe
-from consilience.prefer.rounds import ArmSettings
+from consilience.prefer.arm import ArmSettings
 
 RECIPE: dict[str, Any] = {
     "model": "m",
