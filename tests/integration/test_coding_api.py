@@ -54,6 +54,8 @@ def test_nothing_of_the_design_is_ever_sent(client: TestClient, project: Path) -
             if coder == "ben":
                 assert "glad" not in answers[-1]  # nor what another coder said
         answers.append(client.get("/api/coded", params={"coder": coder}).text)
+        answers.append(client.get("/api/own", params={"coder": coder}).text)
+        assert {one["coding"]["value"] for one in json.loads(answers[-1])["items"]} == {value}
     answers.append(client.get("/api/adjudicate", params={"coder": "anna"}).text)
     answers.append(client.post("/api/undo", json={"coder": "anna"}).text)
     assert len(json.loads(answers[-2])["items"]) == 12

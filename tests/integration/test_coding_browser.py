@@ -143,6 +143,35 @@ def test_passed_over_texts_come_back(project: Callable[..., Path], window: Calla
         assert len(stored(folder, "anna")) == 4
 
 
+def test_a_coder_finds_an_earlier_text_again(project: Callable[..., Path], window: Callable[..., Any]) -> None:
+    folder = project()
+    with page_in_a_thread(folder) as page:
+        tab = window(page.url, "anna")
+        press(tab, "1", "Enter", "2", "Enter", "1", "Enter", "2", "Enter", "1", "Enter")
+        assert place(tab) == 6
+        tab.click("#own-open")
+        tab.wait_for_selector("#own[open]")
+        assert tab.get_by_role("dialog", name="Your codings").is_visible()
+        assert tab.text_content("#own-count") == "5 of 5 texts"
+        tab.fill("#own-filter", "sad")
+        assert tab.text_content("#own-count") == "2 of 5 texts"
+        tab.keyboard.press("1")  # goes into the field, and codes nothing
+        tab.fill("#own-filter", "sad")
+        tab.locator("#own-list button:visible").nth(1).click()
+        until(tab, "document.getElementById('place').textContent === 'Note 4'")
+        press(tab, "1")
+        tab.click("#own-open")
+        tab.wait_for_selector("#own[open]")
+        tab.fill("#own-filter", "sad")
+        assert tab.text_content("#own-count") == "1 of 5 texts"
+        tab.keyboard.press("Escape")
+        assert tab.evaluate(FOCUSED) == "own-open"
+        tab.focus("#text")
+        press(tab, "Enter", "Enter")
+        assert place(tab) == 6
+        assert [*stored(folder, "anna").values()].count("glad") == 4
+
+
 def test_a_killed_server_loses_nothing_and_the_page_goes_on(
     project: Callable[..., Path], window: Callable[..., Any]
 ) -> None:
@@ -327,7 +356,7 @@ def test_names_roles_and_the_way_of_the_tab_key(project: Callable[..., Path], wi
             outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
             assert outline != "none" or way[-1] in ("text", "label", "unclear")
         assert way == [
-            *("A", "leave", "help-open", "text", "label", "SUMMARY", "unclear"),
+            *("A", "leave", "own-open", "help-open", "text", "label", "SUMMARY", "unclear"),
             *("note", "back", "undo", "next"),
         ]
         tab.keyboard.press("Enter")  # on the button itself

@@ -41,6 +41,7 @@ LETTERS = "abcdfghijklmopqrstvwyz"  # of labels beyond the ninth; e, n, u and x 
 LARGEST_BODY = 1 << 20
 TOKEN = "gold.token"  # in a project's folder
 TOKEN_BYTES = 16
+BEGINNING = 200  # characters of a text in a coder's list
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -146,6 +147,11 @@ def coding_app(project: Path, codebook: Codebook, *, token: str, hosts: Collecti
     def coded(coder: str) -> dict[str, list[str]]:
         with store() as gold:
             return {"items": gold.coded_by(coder)}
+
+    @app.get("/api/own", dependencies=known)
+    def own(coder: str) -> dict[str, list[dict[str, Any]]]:
+        with store() as gold:
+            return {"items": [_briefly(gold, item, coder, codebook) for item in gold.coded_by(coder)]}
 
     @app.get("/api/next", dependencies=known)
     def next_text(coder: str, skipping: str = "[]") -> dict[str, Any]:
@@ -301,6 +307,13 @@ def _text(gold: GoldStore, item: str, coder: str, codebook: Codebook) -> dict[st
     text, place = gold.text_of(item)
     own = _own(gold.coding_of(item, coder), codebook)
     return {"item": item, "place": place + 1, "text": text, "coding": own, **_progress(gold, coder)}
+
+
+def _briefly(gold: GoldStore, item: str, coder: str, codebook: Codebook) -> dict[str, Any]:
+    """A text of a coder's list: how it begins, and what they made of it."""
+    text, place = gold.text_of(item)
+    own = _own(gold.coding_of(item, coder), codebook)
+    return {"item": item, "place": place + 1, "beginning": text[:BEGINNING], "coding": own}
 
 
 def _own(coding: Coding | None, codebook: Codebook) -> dict[str, Any] | None:

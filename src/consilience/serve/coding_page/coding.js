@@ -163,6 +163,7 @@ async function adjudicate() {
 
 function view(name) {
   for (const section of ["door", "coding", "done"]) show(section, section === name)
+  show("own-open", name !== "door" && role === "coder")
 }
 
 function count({done, left}) {
@@ -492,6 +493,7 @@ at("note").addEventListener("input", () => {
 const inField = target => target.matches("textarea, input:not([type=radio], [type=checkbox])")
 
 document.addEventListener("keydown", event => {
+  if (at("own").open) return
   if (at("help").open || at("coding").hidden || event.isComposing) return openHelpByKey(event)
   const {target, key} = event
   if (event.altKey || event.metaKey || (event.ctrlKey && key !== "Enter")) return
@@ -560,6 +562,35 @@ function help() {
   at("help").showModal()
 }
 
+async function ownCodings() {
+  await flush()
+  const {items} = await ask("api/own?coder=" + encodeURIComponent(coder))
+  const rows = items.map(one => {
+    const {status, value, note} = one.coding
+    const said = status !== "coded" ? (status === "open" ? "not coded" : "unclear")
+      : book.level === "span" ? plural(value.length, "passage") : Array.isArray(value) ? value.join(", ") || "none of these" : value
+    const row = make("button", {type: "button", onclick: () => act(() => goTo(one.item))},
+      make("b", {}, said), make("span", {dir: "auto"}, `${one.place}. ${one.beginning}`), note ? make("small", {}, note) : null)
+    return make("li", {}, row)
+  })
+  const filter = () => {
+    const wanted = at("own-filter").value.trim().toLowerCase()
+    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted)
+    at("own-count").textContent = `${rows.filter(row => !row.hidden).length} of ${plural(rows.length, "text")}`
+  }
+  at("own-filter").oninput = filter
+  at("own-list").replaceChildren(...rows)
+  filter()
+  at("own").showModal()
+}
+
+async function goTo(item) {
+  at("own").close()
+  if (!trail.includes(item)) trail.push(item)
+  here = trail.indexOf(item)
+  await open(item)
+}
+
 function codebookShown() {
   return make("div", {className: "codebook"},
     make("p", {}, book.question),
@@ -576,6 +607,7 @@ at("undo").onclick = () => act(undo)
 at("leave").onclick = () => act(door)
 at("done-door").onclick = () => act(door)
 at("help-open").onclick = help
+at("own-open").onclick = () => act(ownCodings)
 at("adjudicate-open").onclick = () => act(adjudicate)
 at("answer").onsubmit = event => event.preventDefault()
 at("text").addEventListener("focus", () => words.length && drawText())
