@@ -242,14 +242,23 @@ def regression_cases(sentences: Sentences) -> Iterator[tuple[str, Callable[[Rng]
                 f"{formula}, {gold} gold",
                 partial(one_regression, sentences=sentences, formula=formula, term=term, truth=truth, gold=gold),
             )
+        of: dict[str, Any] = {"sentences": sentences, "formula": formula, "term": term, "truth": truth, "gold": 2000}
+        for words, corpus_is_sample in (("of a population", True), ("of these sentences alone", False)):
+            yield (
+                f"{formula}, 2000 gold, {words}",
+                partial(one_regression, corpus_is_sample=corpus_is_sample, **of),
+            )
 
 
-def one_regression(rng: Rng, *, sentences: Sentences, formula: str, term: str, truth: float, gold: int) -> Held:
+def one_regression(
+    rng: Rng, *, sentences: Sentences, formula: str, term: str, truth: float, gold: int, corpus_is_sample: bool = True
+) -> Held:
     codebook, family = REGRESSIONS[formula]
     drawn = rng.choice(len(sentences.expert_N), gold, replace=False)
     seed = int(rng.integers(1 << 31))
     try:
-        found = regression(as_sample(sentences, codebook, drawn), codebook, formula, family=family, seed=seed)
+        of: dict[str, Any] = {"family": family, "seed": seed, "corpus_is_sample": corpus_is_sample}
+        found = regression(as_sample(sentences, codebook, drawn), codebook, formula, **of)
     except DataError:  # no solution: counted as a sample without an interval
         return {}
     ways = found["coefficients"][term]
