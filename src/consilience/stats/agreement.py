@@ -64,12 +64,19 @@ def cohens_kappa(
     """Kappa of two raters, each with their own shares of the categories as chance (Cohen 1960, weighted 1968).
 
     `weights` is a key of `AGREEMENT_WEIGHTS`: for other than nominal ones the order is that of `categories`, or
-    sorted. Raises `DataError` where both use one category only: kappa is undefined then.
+    sorted. Raises `DataError` where one of them uses a single category: kappa is then 0 whatever the other says,
+    without any spread, or undefined.
     """
     _check_pairs(first, second)
     codes_NR, names = encode(np.column_stack([_objects(first), _objects(second)]), categories)
     if (codes_NR < 0).any():
         raise DataError(f"{(codes_NR < 0).any(1).sum()} of {len(codes_NR)} items lack a rating; leave them out.")
+    for codes_N in codes_NR.T:
+        if (codes_N == codes_N[0]).all():
+            raise DataError(
+                f"Cohen's kappa is undefined: one of the two gave {names[codes_N[0]]!r} to all {len(codes_N)} items, "
+                "and it would be 0 whatever the other says."
+            )
     count = len(names)
     w_KK = pick(AGREEMENT_WEIGHTS, weights, "weighting")(count)
     table_NKK = np.zeros((len(codes_NR), count, count))

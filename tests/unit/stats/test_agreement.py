@@ -188,6 +188,7 @@ def test_order_of_raters_and_names_of_categories_do_not_matter(table, order):
         (lambda: cohens_kappa([1, 2], [1]), "2 and 1 ratings"),
         (lambda: observed_agreement([], []), "0 and 0 ratings"),
         (lambda: cohens_kappa([1, None], [1, 2]), "1 of 2 items lack a rating"),
+        (lambda: cohens_kappa([1, 2, 1], [1, 1, 1]), "one of the two gave 1 to all 3 items"),
         (lambda: cohens_kappa([1, 1], [1, 1]), "Cohen's kappa is undefined"),
         (lambda: cohens_kappa([1, 2], [1, 2], ["a", "a"]), "all 2 items are of 1 items"),
         (lambda: krippendorff_alpha([[1, None], [None, 2]]), "none of 2 items has two ratings"),
