@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from consilience.cli.preference_table import handed_over
 from consilience.prefer.data import read_preferences
 from fake_endpoint import Reply, choices, fake_server
 
@@ -98,6 +99,7 @@ def test_results_and_report(run: Path) -> None:
         total, same, exploration = (of_round[key]["value"] for key in ("total", "same_data", "exploration"))
         assert total == pytest.approx(same + exploration, abs=1e-12)
     assert results["arms"]["selm"]["rounds"][0]["kl"]["n"] <= 12
+    assert handed_over(results) == "selm-replay after round 2"
     page = (run / "report.html").read_text()
     for words in ("selm-replay", "exploration", "KL from start", "wins over start"):
         assert words in page

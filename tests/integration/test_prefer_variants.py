@@ -56,6 +56,18 @@ def test_any_template_and_several_turns(run: Callable[..., Path], model: str) ->
         assert curve(made, "policy", number)[0]["chosen_logprob"] < 0
 
 
+def test_no_judge_is_asked_about_an_empty_reply_of_the_data(world: Path, tmp_path: Path) -> None:
+    told = [
+        {"id": f"p{i}", "prompt": "Tell me", "chosen": "The river carries cold water.", "rejected": " \n"}
+        for i in range(2)
+    ] + [{"id": f"q{i}", "prompt": "Tell me", "chosen": "Seven birds.", "rejected": "Bread."} for i in range(6)]
+    path = write_recipe(tmp_path, world / "pivot", told, rounds=1)
+    home = prefer_recipe(path, tmp_path / "run").run / "policy" / "round-1"
+    judged = {(row["id"], row["slot"]) for row in rows(home / "judge" / "verdicts.jsonl")}
+    assert {id_ for id_, slot in judged if slot == "chosen"} == {"p0", "p1", *(f"q{i}" for i in range(4))}
+    assert {id_ for id_, slot in judged if slot == "rejected"} == {f"q{i}" for i in range(4)}
+
+
 @pytest.mark.parametrize("train", [{"lora": {"rank": 2}}, {}])
 def test_bfloat16(run: Callable[..., Path], train: dict[str, Any]) -> None:
     made = run("pivot", train={**TRAIN, "dtype": "bfloat16", "gradient_checkpointing": True, **train})

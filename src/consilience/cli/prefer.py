@@ -43,9 +43,9 @@ def prefer(
         shown = ("baseline", "start", "arms", "decompositions", "notes")
         print(json.dumps(paths | {key: result.results[key] for key in shown}))
         return
-    from consilience.cli.preference_table import preference_table
+    from consilience.cli.preference_table import handed_over, preference_table
 
     print(preference_table(result.results))
     for note in result.results["notes"]:
         print(f"note    {note}")
-    print(f"\nmodel   {result.model}\nreport  {result.report}")
+    print(f"\nmodel   {result.model}: {handed_over(result.results)}\nreport  {result.report}")

@@ -31,3 +31,10 @@ def preference_table(results: Mapping[str, Any]) -> str:
         )
     parts.append(f"[ ]: {100 * results['level']:g} % intervals over {results['units']}; differences are paired.")
     return "\n\n".join([*parts, *filter(None, [without_reward(results)])])
+
+
+def handed_over(results: Mapping[str, Any]) -> str:
+    """Which of a run's many models is the one in `RUN/model`."""
+    arm, seeds = results["result"], results["seeds"]
+    of_seed = f" of seed {seeds[0]}" if len(seeds) > 1 else ""
+    return f"{arm} after round {len(results['arms'][arm]['rounds'])}{of_seed}"

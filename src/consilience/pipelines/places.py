@@ -57,7 +57,8 @@ class Places:
 
     def is_data_set(self, name: str) -> bool:
         """Whether `name`, which is no file, can be that of a `datasets` data set."""
-        return not self.file(name).exists() and name.count("/") <= 1 and not Path(name).suffix
+        ends_as_files_do = Path(name).suffix[1:2].isalpha()  # .jsonl; the .2 of Preference-80K-v0.2 is a version
+        return not self.file(name).exists() and name.count("/") <= 1 and not ends_as_files_do
 
     def is_on_hub(self, name: str) -> bool:
         """Whether a model is fetched from the hub by this name."""

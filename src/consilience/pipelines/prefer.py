@@ -80,7 +80,8 @@ def _fingerprints(recipe: PreferRecipe, places: Places) -> dict[str, str]:
     """A hash of every model and file that the recipe names; what the run makes itself follows from its seeds."""
     models, data, files = models_of(recipe), data_of(recipe), recipe.judge.files
     for key, named in data.items():
-        if named.split and Path(str(named.path)).suffix:
+        name = str(named.path)
+        if named.split and (places.is_made_here(name) or places.file(name).is_file()):
             raise ConfigError(f"{key}.split is of a folder or a data set, and {named.path!r} is a file. Leave it out.")
     names = [*models.values(), *(str(named.path) for named in data.values()), *files.values()]
     made_here = [name for name in names if places.is_made_here(name)]

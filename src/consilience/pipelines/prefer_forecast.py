@@ -294,6 +294,7 @@ def _lengths(recipe: PreferRecipe, places: Places, learnt: Sequence[Preference])
     tokens = sum(len(render_prompt(tokenizer, one.prompt)) for one in first) / len(first)
     replies = [(one, reply) for one in first for reply in (one.chosen, one.rejected) if reply]
     if not replies:
-        return tokens, float(assumed.reply_tokens), "prompts measured, replies assumed by the recipe"
+        longest = max(arm.sample.max_new_tokens for arm in recipe.of_arms().values())  # all replies will be sampled
+        return tokens, float(min(assumed.reply_tokens, longest)), "prompts measured, replies assumed by the recipe"
     read = [read_reply(tokenizer, one.prompt, reply).tokens for one, reply in replies]
     return tokens, sum(read) / len(read), "measured under the model's tokenizer, replies those of the data"

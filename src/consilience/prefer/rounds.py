@@ -127,7 +127,7 @@ class Round:
             mine = found[preference.id] = []
             if settings.offline_pair or settings.pair != "best_worst":
                 pair = [(slot, getattr(preference, slot)) for slot in OFFLINE]
-                mine += [Candidate(slot, text) for slot, text in pair if text is not None]
+                mine += [Candidate(slot, text) for slot, text in pair if text and text.strip()]
             mine += [_candidate("sample", reply) for reply in sampled.get(preference.id, []) if reply.text]
         return found
 

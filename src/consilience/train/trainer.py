@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -174,8 +175,10 @@ def _arguments(settings: TrainSettings, checkpoints: Path, seed: int, examples: 
     steps = math.ceil(examples / settings.batch_size) * settings.epochs
     if settings.max_steps > 0:
         steps = min(steps, settings.max_steps)
-    # Named only where it is wanted: transformers warns of the name, and the new one is too new.
-    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
+    # transformers warns of the old name, and its older releases do not know the new one.
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    checkpointing: dict[str, Any] = {name: True} if settings.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,

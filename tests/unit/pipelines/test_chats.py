@@ -36,6 +36,21 @@ def test_a_data_set_has_another_fingerprint_when_its_rows_change(world: Path, mo
     assert next(rows_of(data["data"], places))[0] == "birds/chats[train], row 0"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Skywork/Skywork-Reward-Preference-80K-v0.2", True),
+        ("Magpie-Align/Magpie-Llama-3.1-Pro-DPO-100K", True),
+        ("imdb", True),
+        ("owner/pairs.jsonl", False),
+        ("pairs.parquet", False),
+        ("one/two/three", False),
+    ],
+)
+def test_a_data_sets_name_may_end_in_a_version(tmp_path: Path, name: str, expected: bool) -> None:
+    assert Places(tmp_path, tmp_path).is_data_set(name) is expected
+
+
 def test_a_folder_that_looks_like_a_hub_name_is_none(tmp_path: Path) -> None:
     (tmp_path / "models" / "pivot").mkdir(parents=True)
     places = Places(tmp_path, tmp_path / "run")

@@ -90,6 +90,12 @@ def test_a_further_seed_doubles_all_but_memory_and_the_model(recipe: Any, tmp_pa
     assert two["memory_bytes"] == one["memory_bytes"]
 
 
+def test_without_pairs_no_reply_is_longer_than_what_may_be_written(world: Path, tmp_path: Path) -> None:
+    changes = {"offline_pair": False, "explore": "best_of_n", "sample": {"max_new_tokens": 6}}
+    path = write_recipe(tmp_path, world / "pivot", [{"prompt": "Say lamp"}] * 10, **changes)
+    assert any("6 a reply" in line for line in forecast_alignment(path, tmp_path).assumptions)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
