@@ -97,6 +97,17 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(command: Callable
     assert (tmp_path / "replies.jsonl").read_bytes() == before
 
 
+def test_a_line_that_no_search_wrote_is_refused(command: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "replies.jsonl"
+    assert command().code == 0
+    changed = out.read_text() + "{broken\n"
+    out.write_text(changed)
+    answer = command()
+    assert answer.code == 2
+    assert "holds a line that no search wrote: '{broken\\n'. Give another --out." in answer.err
+    assert out.read_text() == changed
+
+
 @pytest.mark.parametrize("method", ["best-of-n", "sample"])
 def test_other_methods(command: Callable[..., Any], method: str) -> None:
     answer = command(method=method, json="")

@@ -324,7 +324,7 @@ def test_a_budget(command: Callable[..., Any], world: Path) -> None:
         ({"continue_by": "telepathy"}, "no way to continue a reply is called 'telepathy'"),
         ({"continue_by": "completions"}, "Give --tokenizer"),
         ({"price": "cheap"}, "expected IN:OUT"),
-        ({"budget": 3}, "needs `price"),
+        ({"budget": 3}, "Give --price IN:OUT as well"),
         ({"api_key_env": "UNSET_KEY_OF_A_SERVER"}, "UNSET_KEY_OF_A_SERVER is not set"),
         ({"endpoint": "ftp://x"}, "expected the base of an HTTP API"),
         ({"endpoint": None, "price": "1:1"}, "--price is for a model behind --endpoint"),

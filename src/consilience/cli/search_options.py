@@ -132,6 +132,8 @@ def endpoint_settings(options: Options) -> EndpointSettings | None:
     if options["price"] is not None:
         tree["price"] = _price(options["price"])
     money, tokens = options["budget"], options["budget_tokens"]
+    if money is not None and options["price"] is None:
+        raise ConfigError("--budget is of money. Give --price IN:OUT as well, or --budget-tokens.")
     if money is not None or tokens is not None:
         tree["budget"] = {"money": money, "tokens": tokens}
     return parse(tree, EndpointSettings, where="--endpoint")

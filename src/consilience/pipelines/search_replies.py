@@ -78,7 +78,7 @@ def open_replies(out: Path, outcome: Row) -> Iterator[Replies]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another search writes {out}. Wait for it, or give another --out.") from None
-        found = _whole_lines(file)
+        found = _whole_lines(out, file)
         if found:
             _refuse_changes(out, json.loads(beside.read_text(encoding="utf-8")), outcome)
         else:  # also after a first try with a wrong URL
@@ -119,15 +119,21 @@ def _refuse_changes(out: Path, made: Row, asked: Row) -> None:
         raise ConfigError(f"{out} was made with other settings: {'; '.join(changes)}. Give another --out, or those.")
 
 
-def _whole_lines(file: IO[str]) -> dict[str, Row]:
-    """The rows by id, but for those that are asked for again; what a killed search left of a line is cut off."""
+def _whole_lines(out: Path, file: IO[str]) -> dict[str, Row]:
+    """The rows by id, but for those that are asked for again; what a killed search left of a line is cut off.
+
+    Raises `ConfigError` for a line that no search has written.
+    """
     file.seek(0)
     found, end = {}, 0
     for line in iter(file.readline, ""):
         if not line.endswith("\n"):
             break
-        row = json.loads(line)
-        found[row["id"]] = row
+        try:
+            row = json.loads(line)
+            found[row["id"]] = row
+        except (ValueError, TypeError, KeyError):
+            raise ConfigError(f"{out} holds a line that no search wrote: {line[:60]!r}. Give another --out.") from None
         end = file.tell()
     file.truncate(end)
     file.seek(0, os.SEEK_END)

@@ -130,7 +130,7 @@ class EndpointModel:
     def close(self, opened: Opened) -> None:
         """Nothing to do either."""
 
-    def show(self, ids: Sequence[int]) -> str:
+    def show(self, opened: Opened, ids: Sequence[int]) -> str:
         raise AssertionError("the tokens of a model behind a server are not known")
 
     def _ask(self, asked: Sequence[_Asked]) -> list[Answer]:

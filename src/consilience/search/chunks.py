@@ -55,7 +55,7 @@ class Proposer(Protocol):
     def extend(self, wanted: Sequence[Wanted]) -> list[list[Hypothesis]]: ...
     def keep(self, opened: Any, hypotheses: Sequence[Hypothesis]) -> None: ...
     def close(self, opened: Any) -> None: ...
-    def show(self, ids: Sequence[int]) -> str: ...
+    def show(self, opened: Any, ids: Sequence[int]) -> str: ...
 
 
 class Searches(Protocol):
@@ -178,7 +178,7 @@ class Search:
         """What every hypothesis that may still win begins with: those that go on, and the best of the finished."""
         open_ = [*one.beams, *one.pool[:1]]
         if all(each.ids for each in open_):
-            text = self.large.show(open_[0].ids[: common_prefix([each.ids for each in open_])])
+            text = self.large.show(one.opened, open_[0].ids[: common_prefix([each.ids for each in open_])])
         else:
             text = open_[0].text[: common_prefix([each.text for each in open_])]
         return _without_half_stop(text.rstrip(UNFINISHED), one.settings.stop)
@@ -200,7 +200,7 @@ def result_of(
         assert each.finish is not None
         replies.append(
             Reply(
-                text=_before_stop(large.show(each.ids) if each.ids else each.text, settings.stop),
+                text=_before_stop(large.show(opened, each.ids) if each.ids else each.text, settings.stop),
                 finish=each.finish,
                 score=each.score if guided else None,
                 tokens=len(each.ids) or each.tokens,

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -235,7 +236,7 @@ class LargeModel:
 
     def has_stopped(self, opened: Opened, ids: Sequence[int]) -> bool:
         """Whether the newest of `ids` completed a stop text."""
-        return completes_stop(self.show, opened.settings.stop, ids)
+        return completes_stop(partial(self.show, opened), opened.settings.stop, ids)
 
     def _hypothesis(self, opened: Opened, row: _Row) -> Hypothesis:
         parent = row.parent
@@ -243,7 +244,7 @@ class LargeModel:
             return parent
         text, said = "", NOTHING
         if opened.settings.mode == "published":
-            text = self.show(row.ids)
+            text = self.show(opened, row.ids)
         elif self.speaks:
             text, said = opened.speaker.go_on(parent.text, parent.place.said, row.ids)
         return Hypothesis(
@@ -267,8 +268,10 @@ class LargeModel:
         for model, tree in zip(self.models, opened.trees):
             model.fell(tree)
 
-    def show(self, ids: Sequence[int]) -> str:
-        """A reply as its reader sees it."""
+    def show(self, opened: Opened, ids: Sequence[int]) -> str:
+        """A reply as its reader sees it; one that goes on with plain text keeps the blank it may begin with."""
+        if self.raw and opened.settings.mode != "published":
+            return opened.speaker.show(ids)
         return shown(self.tokenizer, ids)
 
 

@@ -82,6 +82,10 @@ class Speaker:
             return text, Said(len(ids), len(text))
         return text[: said.characters] + clean, said
 
+    def show(self, ids: Sequence[int]) -> str:
+        """The whole of `ids` behind the prompt: alone, many decoders drop the blank of a text's first token."""
+        return shown(self.tokenizer, [*self.before, *ids])[len(shown(self.tokenizer, self.before)) :]
+
 
 class Retokenizer:
     """A reply's text as another model's tokens, after that model's prompt.

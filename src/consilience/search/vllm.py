@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class VllmLarge:
         finish, end = (Finish.STOP, continued.end) if continued.stopped else (None, None)
         for token in continued.ids:
             ids.append(token)
-            if completes_stop(self.show, stop, ids):  # across two chunks vLLM does not see it
+            if completes_stop(partial(self.show, opened), stop, ids):  # across two chunks vLLM does not see it
                 finish, end = Finish.STOP, None
                 break
         if finish is None and len(ids) >= opened.limit:
@@ -104,9 +105,9 @@ class VllmLarge:
     def close(self, opened: Opened) -> None:
         """Nothing to do either."""
 
-    def show(self, ids: Sequence[int]) -> str:
-        """A reply as its reader sees it."""
-        return shown(self.tokenizer, ids)
+    def show(self, opened: Opened, ids: Sequence[int]) -> str:
+        """A reply as its reader sees it; one that goes on with plain text keeps the blank it may begin with."""
+        return opened.speaker.show(ids) if self.raw else shown(self.tokenizer, ids)
 
 
 def _go_on(opened: Opened, parent: Hypothesis, count: int, tokens: int) -> GoOn:

@@ -65,6 +65,14 @@ def test_a_text_comes_out_as_it_is_whatever_the_chunks(make: Any, text: str, ste
     assert said == " " + text
 
 
+@pytest.mark.parametrize("make", [lambda: byte_level(300), metaspace])
+def test_a_text_that_goes_on_keeps_its_blank(make: Any) -> None:
+    tokenizer = make()
+    prompt, ids = tokenizer("a lamp")["input_ids"], tokenizer("a lamp stands")["input_ids"]
+    assert ids[: len(prompt)] == prompt
+    assert Speaker(tokenizer, prompt).show(ids[len(prompt) :]) == " stands"
+
+
 def test_bytes_that_are_no_character_are_said_in_the_end() -> None:
     tokenizer = byte_level(259)
     lonely = tokenizer("日")["input_ids"][0]

@@ -40,8 +40,10 @@ def refuse_gone_server(
     if failed and not gone and len(failed) == len(requests) and is_gone():
         gone = failed
     if gone:
-        larger = "With a larger budget the" if gone[0].over_budget else "The"
         reason = gone[0].reason.removeprefix(NOT_ASKED).strip(" .")
         if REFUSED.match(reason):
             raise BackendError(f"{name} refuses every request: {reason}. What is asked has to change.")
-        raise BackendError(f"{name} does not answer: {reason}. {larger} same command goes on from here.")
+        if gone[0].over_budget:
+            further = "With a larger budget the same command goes on from here."
+            raise BackendError(f"{name} was not asked any more: {reason}. {further}")
+        raise BackendError(f"{name} does not answer: {reason}. The same command goes on from here.")
