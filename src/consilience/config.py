@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from consilience.errors import ConfigError, nearest, pick
 
@@ -44,6 +44,14 @@ def known(table: Callable[[], Mapping[str, object]], kind: str) -> AfterValidato
         return name
 
     return AfterValidator(check)
+
+
+def filled(**defaults: Any) -> BeforeValidator:
+    """For `Annotated[Sampling, filled(temperature=1.0)]`: what a recipe that gives some keys of a block leaves out.
+
+    Without it `sample: {max_new_tokens: 256}` would mean the block's own defaults, not those of the setting.
+    """
+    return BeforeValidator(lambda given: {**defaults, **given} if isinstance(given, Mapping) else given)
 
 
 def load_recipe(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:

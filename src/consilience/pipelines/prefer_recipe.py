@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from consilience.config import Settings
+from consilience.config import Settings, filled
 from consilience.errors import ConfigError, nearest
 from consilience.judge import JudgeSettings
 from consilience.models import EngineSettings, Sampling
@@ -17,6 +17,7 @@ from consilience.pipelines.places import FILE_NAME, FileOrShare
 from consilience.prefer.arm import EXPLORATIONS, ArmSettings, ServedModel
 
 POLICY = "policy"  # the only arm of a recipe that names none
+MEASURED: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 1024}
 NESTED = ("loss", "sample", "train")  # blocks of which an arm may give single keys
 
 
@@ -43,7 +44,7 @@ class HeldOutPromptsSettings(FileOrShare):
 class MeasureSettings(Settings):
     """How every policy is measured; the KL from the start is unbiased at temperature 1 without top_k and top_p."""
 
-    sample: Sampling = Sampling(temperature=1.0, max_new_tokens=1024)
+    sample: Annotated[Sampling, filled(**MEASURED)] = Sampling(**MEASURED)
     level: float = Field(0.95, gt=0, lt=1)
 
 

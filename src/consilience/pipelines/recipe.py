@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from consilience.align import VOCABULARY_MAPPINGS
-from consilience.config import Settings, known
+from consilience.config import Settings, filled, known
 from consilience.errors import ConfigError, pick
 from consilience.evaluate import TaskSettings
 from consilience.fuse import LOSSES, AlignSettings, RepresentSettings, SelectSettings
@@ -18,6 +18,7 @@ from consilience.pipelines.places import FILE_NAME, FileOrShare, TinySettings
 from consilience.train import TrainSettings
 
 PIVOT = "pivot"  # what the pivot is called among the models of a run
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "samples": 4}  # of a source that teaches by replies
 REPLIES = "replies"  # the target that learns what a judge chose
 
 
@@ -63,7 +64,7 @@ class FusionSettings(Settings):
     """What sources teach by: their distributions (FuseLLM, FuseChat), or replies that a judge rated (FuseChat-3.0)."""
 
     kind: Literal["distributions", "replies"] = "distributions"
-    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, samples=4)
+    sampling: Annotated[Sampling, filled(**SAMPLED)] = Sampling(**SAMPLED)
     judge: JudgeSettings | None = Field(None, description="who rates the replies")
 
     @model_validator(mode="after")

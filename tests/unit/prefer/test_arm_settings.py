@@ -27,6 +27,12 @@ def test_a_block_with_some_keys_keeps_selms_defaults_in_the_others() -> None:
     assert settings.train.learning_rate == 1e-6
 
 
+def test_measuring_shorter_replies_is_not_measuring_the_likeliest_ones() -> None:
+    measured = recipe(measure={"sample": {"max_new_tokens": 9}}).measure.sample
+    assert (measured.temperature, measured.max_new_tokens) == (1.0, 9)
+    assert recipe(measure={"sample": {"temperature": 0}}).measure.sample.temperature == 0
+
+
 def test_explore_says_where_replies_come_from_and_sample_says_otherwise() -> None:
     best = parse({"explore": "best_of_n"}, ArmSettings, where="arm").sample
     assert (best.temperature, best.samples, best.max_new_tokens) == (1.0, 4, 1024)
