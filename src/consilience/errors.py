@@ -28,6 +28,11 @@ class BackendError(ConsilienceError):
     """A model, a library or a machine that did not do its part: missing, out of space, NaN."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, to be put into a line of ours; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence ` Did you mean 'x'?` with the entry of `names` most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from consilience.errors import ConfigError, DataError, nearest
+from consilience.errors import ConfigError, DataError, first_line, nearest
 
 USUAL = "train"
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
@@ -31,7 +31,7 @@ def saved_rows(folder: Path, split: str | None = None) -> Iterator[tuple[str, An
     try:
         found = datasets.load_from_disk(str(folder))
     except (ValueError, OSError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{folder}: not readable as a saved data set ({_first_line(error)}).") from None
+        raise DataError(f"{folder}: not readable as a saved data set ({first_line(error)}).") from None
     if isinstance(found, datasets.DatasetDict):
         split = split_of(folder, found, split)
         found, folder = found[split], folder / split
@@ -51,7 +51,7 @@ def shards_of(folder: Path, split: str | None = None) -> list[Path]:
         found = datasets.load_dataset_builder(str(folder.resolve())).config.data_files
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{folder} is a folder without data that can be told: {_first_line(error)}. Expected files ending in "
+            f"{folder} is a folder without data that can be told: {first_line(error)}. Expected files ending in "
             ".parquet, .jsonl or .json, or what `save_to_disk` writes."
         ) from None
     if not found:
@@ -82,7 +82,3 @@ def _datasets(folder: Path) -> Any:
             f"{folder} is a folder; for one of data: pip install 'consilience[hub]'. Files are read without."
         ) from None
     return datasets
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consilience.errors import DataError
+from consilience.errors import DataError, first_line
 from consilience.records import read_rows, write_jsonl, write_parquet
 
 datasets = pytest.importorskip("datasets")
@@ -107,3 +107,9 @@ def test_rows_are_those_that_were_written(tmp_path: Path) -> None:
     for place in ("saved", "shards", "shards.jsonl"):
         ((_, row),) = read_rows(tmp_path / place)
         assert row == json.loads(json.dumps(table[0]))
+
+
+def test_an_error_without_words_is_called_by_its_kind() -> None:
+    assert [first_line(error) for error in (OSError(), OSError("\n"), ValueError("No.\nMore"))] == ["OSError"] * 2 + [
+        "No"
+    ]

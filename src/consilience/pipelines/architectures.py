@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from consilience.errors import BackendError, ConfigError, pick
+from consilience.errors import BackendError, ConfigError, first_line, pick
 from consilience.pipelines.places import Places
 
 LONGEST = 512  # positions of a shrunk model
@@ -151,7 +151,7 @@ def architecture_of(name: str, known: Mapping[str, str], places: Places) -> PreT
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise BackendError(f"cannot read the configuration of {name!r}: {str(error).splitlines()[0]}") from None
+            raise BackendError(f"cannot read the configuration of {name!r}: {first_line(error)}.") from None
         return config
     if name not in known:
         raise ConfigError(

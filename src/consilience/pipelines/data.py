@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
-from consilience.errors import ConfigError, DataError
+from consilience.errors import ConfigError, DataError, first_line
 from consilience.folders import split_of
 from consilience.pipelines.places import Places
 from consilience.records import read_rows
@@ -76,7 +76,8 @@ def _of_data_set(name: str, named: Named) -> Rows:
         split = named.split or split_of(name, datasets.get_dataset_split_names(name), None)
         rows = datasets.load_dataset(name, split=split if named.limit is None else f"{split}[:{named.limit}]")
     except (datasets.exceptions.DatasetsError, ValueError, *broken_connections()) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name!r} is no file, and no data set can be loaded by that name: {reason}") from None
+        raise DataError(
+            f"{name!r} is no file, and no data set can be loaded by that name: {first_line(error)}."
+        ) from None
     for number, row in enumerate(rows):
         yield f"{name}[{split}], row {number}", row

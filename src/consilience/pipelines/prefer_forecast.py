@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,7 @@ def _times(stage: Stage, count: int) -> Stage:
 
 
 def _named(name: str, stage: Stage) -> Stage:
-    return Stage(name, stage.disk_bytes, stage.memory_bytes, stage.flops, stage.writing_steps)
+    return replace(stage, name=name)
 
 
 def _prompts(recipe: PreferRecipe, places: Places) -> tuple[Prompts, tuple[str, ...]]:
