@@ -53,6 +53,7 @@ def test_a_server_replies_in_the_first_round_or_in_all(
         endpoint = {"url": server.url, "model": "m"}
         answer = prefer(sampler={"endpoint": endpoint, "rounds": rounds})
     assert answer.code == 0, answer.err
+    assert (answer.json["result"], answer.json["seeds"]) == ("policy", [0])
     assert len(server.asked) == asked
     for number in (1, 2):
         of_server = number == 1 or rounds == "all"

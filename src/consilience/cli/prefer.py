@@ -40,7 +40,7 @@ def prefer(
         return
     if as_json:
         paths = {name: str(getattr(result, name).resolve()) for name in ("run", "model", "report")}
-        shown = ("baseline", "start", "arms", "decompositions", "notes")
+        shown = ("baseline", "result", "seeds", "start", "arms", "decompositions", "notes")
         print(json.dumps(paths | {key: result.results[key] for key in shown}))
         return
     from consilience.cli.preference_table import handed_over, preference_table
