@@ -196,7 +196,7 @@ def test_a_search_without_any_reply_fails(command: Callable[..., Any], prompts: 
     prompts.write_text(json.dumps({"prompt": "river " * 3000}) + "\n")
     answer = command(json="")
     assert answer.code == 2
-    assert "none of the 1 prompts has a reply. The first: prompt '0' has" in answer.err
+    assert "no prompt has a reply (1 in all). The first: prompt '0' has" in answer.err
     assert answer.json["status"] == {"refused": 1}
     assert answer.json["gave_up"] in answer.err
     assert [row["status"] for row in rows_of(tmp_path / "replies.jsonl")] == ["refused"]

@@ -260,7 +260,7 @@ def test_no_reply_at_all_is_a_failure(command: Callable[..., Any], world: Path) 
     with fake_server(lambda body, nth: Reply({"error": {"message": "no", "type": "x"}}, 422)) as server:
         answer = command(server.url, tokenizer=world / "pivot", json="")
     assert answer.code == 2
-    assert "none of the 3 prompts has a reply. The first: HTTP 422: no. The same command asks again." in answer.err
+    assert "no prompt has a reply (3 in all). The first: HTTP 422: no. The same command asks again." in answer.err
     assert answer.json["status"] == {"api_error": 3}
     assert [row["status"] for row in rows(command)] == ["api_error"] * 3
 

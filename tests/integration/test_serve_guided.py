@@ -101,7 +101,7 @@ def test_texts_and_several_choices(client: openai.OpenAI, world: Path, pair: tup
         ({"min_tokens": 3}, "min_tokens"),
         ({"width": 0}, "width"),
         ({"successors": "many"}, "successors"),
-        ({"width": 17, "successors": 2}, "n"),
+        ({"width": 17, "successors": 2}, "width"),
         ({"n": 6}, "n"),
     ],
 )

@@ -92,4 +92,4 @@ def _gave_up(job: SearchJob, rows: Sequence[Row]) -> str | None:
         return None
     again = " The same command asks again." if any(row["status"] in ASKED_AGAIN for row in rows) else ""
     why = without[0]["why"].rstrip(".")
-    return f"none of the {len(rows)} prompts has a reply. The first: {why}.{again}"
+    return f"no prompt has a reply ({len(rows)} in all). The first: {why}.{again}"

@@ -94,7 +94,8 @@ class Jobs:
             message = (
                 f"{replies} {counted} are more than the {self.served.most_replies} of this server's --max-num-seqs."
             )
-            raise ApiError(400, message, param="n")
+            widened = [name for name in ("width", "successors") if name in request.search.named]
+            raise ApiError(400, message, param=widened[0] if widened else "n")
         return request, jobs
 
     def check_model(self, name: str) -> None:
