@@ -165,6 +165,15 @@ def test_pan_chen_as_the_r_package_prints_it() -> None:
     assert twice["countyWrong"] == pytest.approx(0.1616, rel=0.02)
 
 
+def test_splits_are_averaged_and_their_influences_too() -> None:
+    observed, expected, names = pan_chen()
+    found = design_based(observed, expected[:3], names, family="logistic")
+    alone = [design_based(observed, [each], names, family="logistic") for each in expected[:3]]
+    for name in names:
+        assert found[name].value == pytest.approx(np.mean([each[name].value for each in alone]))
+        assert found[name].influence == pytest.approx(np.mean([each[name].influence for each in alone], axis=0))
+
+
 def test_dsl_and_ppi_cover_where_the_models_labels_do_not() -> None:
     rng, hits, naive_hits, ppi_hits, rounds = stream(0, "cover"), 0, 0, 0, 150
     for _ in range(rounds):
