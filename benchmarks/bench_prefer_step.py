@@ -8,8 +8,9 @@ default, which asks the reference in every step, and counted in on neither side 
 Memory is the peak of a process over what it held before its models were made: models, gradients, activations; not the
 optimizer, whose states are the same on both sides. Every variant has a process of its own in each of `--rounds`
 rounds; a ratio is the median of the rounds' ratios, because a shared machine is quicker in one minute than in the next.
-The third reply of SELM is neither chosen nor rejected in a third of the pairs; `selm_vs_dpo_positions` says how many
-more positions these are, which cost what they cost. On a GPU, where there is one, the same by its clock and allocator.
+Steps of ours that differ by little (SELM's, and one over uneven lengths) take turns with DPO's in one process. The
+third reply of SELM is neither chosen nor rejected in a third of the pairs; `selm_vs_dpo_positions` says how many more
+positions these are, which cost what they cost. On a GPU, where there is one, the same by its clock and allocator.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 
 Step = Callable[[], tuple[int, int]]
-VARIANTS = ("ours", "ours_selm", "ours_reference", "ours_uneven", "trl", "trl_precomputed")
+VARIANTS = ("ours", "ours_selm", "ours_reference", "trl", "trl_precomputed")
+TURNS = "turns"
 
 
 def main() -> None:
@@ -41,11 +43,13 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=150, help="tokens, with half and one and a half of it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=2, help="steps in a round")
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--variant", choices=(*VARIANTS, TURNS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        print(json.dumps(measured(options)))
+        print(json.dumps(in_turns(options) if options.variant == TURNS else measured(options)))
         return
+    turns = _in_own_process(TURNS)
     rounds = [{variant: _in_own_process(variant) for variant in VARIANTS} for _ in range(options.rounds)]
     for variant in VARIANTS:
         of_variant = [found[variant] for found in rounds]
@@ -55,27 +59,24 @@ def main() -> None:
             f"{working / 2**20:6.0f} MiB without models and gradients, {of_variant[0]['positions']} positions"
         )
     of_rounds = [ratios(found) for found in rounds]
-    result = {key: _median(r[key] for r in of_rounds) for key in of_rounds[0]}
-    for key, value in result.items():
-        spread = ", ".join(f"{r[key]:.3f}" for r in of_rounds)
-        print(f"{key:32s}{value:7.3f}   rounds: {spread}")
+    seen = turns | {key: [r[key] for r in of_rounds] for key in of_rounds[0]}
+    result = {key: _median(values) for key, values in seen.items()}
+    for key, values in seen.items():
+        print(f"{key:32s}{result[key]:7.3f}   of {', '.join(f'{value:.3f}' for value in values)}")
     if options.json:
         print(json.dumps(result))
 
 
 def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
     """The ratios of one round, from what its variants took."""
-    ours, selm, uneven, trl = (found[variant] for variant in ("ours", "ours_selm", "ours_uneven", "trl"))
-    precomputed = found["trl_precomputed"]
+    ours, selm, trl, precomputed = (found[variant] for variant in ("ours", "ours_selm", "trl", "trl_precomputed"))
     return {
-        "selm_vs_dpo_time": selm["seconds"] / ours["seconds"],
         "selm_vs_dpo_positions": selm["positions"] / ours["positions"],
         "dpo_vs_trl_time": (ours["seconds"] + found["ours_reference"]["seconds"]) / trl["seconds"],
         "dpo_vs_trl_memory": ours["memory"] / trl["memory"],
         "dpo_vs_trl_precomputed_time": ours["seconds"] / precomputed["seconds"],
         "dpo_vs_trl_precomputed_memory": ours["memory"] / precomputed["memory"],
         "working_memory_vs_trl": ours["working"] / trl["working"],
-        "uneven_vs_even_time_per_token": (uneven["seconds"] / uneven["tokens"]) / (ours["seconds"] / ours["tokens"]),
     }
 
 
@@ -83,10 +84,10 @@ def _median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
-def _in_own_process(variant: str) -> dict[str, float]:
+def _in_own_process(variant: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
@@ -94,12 +95,48 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step, peak memory, and the part of it that is neither model nor gradient."""
     import torch
 
-    torch.set_num_threads(1)
+    before: list[int] = []
+
+    def make() -> Any:
+        before.append(_memory())  # by now everything is imported
+        return _random_llama(options)
+
+    run, models = _prepared(options, make)
+    for parameter in models[0].parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    held = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    held += sum(p.numel() * p.element_size() for p in models[0].parameters())
+    tokens, positions = run()  # once, for what is allocated for good
+    _reset_peak()
+    seconds = [_seconds(run) for _ in range(options.repeat)]
+    peak = _peak() - before[0]
+    return {
+        "seconds": min(seconds),
+        "memory": peak,
+        "working": max(peak - held, 1),
+        "tokens": tokens,
+        "positions": positions,
+    }
+
+
+def in_turns(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Steps of ours that differ by little, one after the other: what each takes of the time of DPO's beside it."""
+    model = _random_llama(options)
+    steps = [our_step(options, model), our_step(options, model, selm=True), our_step(options, model, uneven=True)]
+    (tokens, _), _, (uneven_tokens, _) = [step() for step in steps]  # once, for what is allocated for good
+    of_turns = [[_seconds(step) for step in steps] for _ in range(options.turns)]
+    return {
+        "selm_vs_dpo_time": [selm / dpo for dpo, selm, _ in of_turns],
+        "uneven_vs_even_time_per_token": [(uneven / uneven_tokens) / (dpo / tokens) for dpo, _, uneven in of_turns],
+    }
+
+
+def _random_llama(options: argparse.Namespace) -> Any:
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    cuda = torch.cuda.is_available()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    before: list[int] = []
     config = LlamaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.width,
@@ -110,33 +147,22 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         max_position_embeddings=2048,
         tie_word_embeddings=False,
     )
+    return LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def make() -> Any:
-        before.append(_memory())  # by now everything is imported
-        return LlamaForCausalLM(config).to("cuda" if cuda else "cpu")
 
-    run, models = _prepared(options, make)
-    for parameter in models[0].parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    held = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
-    held += sum(p.numel() * p.element_size() for p in models[0].parameters())
-    tokens, positions = run()  # once, for what is allocated for good
-    _reset_peak()
-    seconds = []
-    for _ in range(options.repeat):
-        began = time.perf_counter() if cuda else time.process_time()
+def _seconds(run: Step) -> float:
+    """CPU seconds of a step; on a GPU its clock's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        began = time.process_time()
         run()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() if cuda else time.process_time()) - began)
-    peak = _peak() - before[0]
-    return {
-        "seconds": min(seconds),
-        "memory": peak,
-        "working": max(peak - held, 1),
-        "tokens": tokens,
-        "positions": positions,
-    }
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def texts_of(options: argparse.Namespace, *, uneven: bool) -> list[tuple[np.ndarray, list[np.ndarray]]]:
@@ -155,30 +181,25 @@ def _prepared(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Ste
     """A function that does one step and says of how many real tokens and positions, and the models it holds."""
     if options.variant.startswith("trl"):
         return _trl(options, make)
-    import torch
+    model = make()
+    if options.variant == "ours_reference":
+        return _reference_pass(options, model), [model]
+    return our_step(options, model, selm=options.variant == "ours_selm"), [model]
 
+
+def our_step(options: argparse.Namespace, model: Any, *, selm: bool = False, uneven: bool = False) -> Step:
+    """A step of DPO, or of SELM, over the batch."""
     from consilience.models.packed import moved
     from consilience.prefer.learn import NO_THIRD, PairExample, collate_pairs, pair_objective
-    from consilience.prefer.likelihood import ReadReply, reading, score_texts
+    from consilience.prefer.likelihood import reading
     from consilience.prefer.losses import LossSettings
 
-    selm = options.variant == "ours_selm"
-    model = make()
     examples = []
-    for i, (prompt, replies) in enumerate(texts_of(options, uneven=options.variant == "ours_uneven")):
-        read = [ReadReply(np.concatenate([prompt, reply]).astype(np.int32), len(prompt)) for reply in replies]
+    for i, read in enumerate(_read(options, uneven=uneven)):
         third = (2 if i % 3 == 0 else i % 2) if selm else NO_THIRD
         kept = tuple(read if third == 2 else read[:2])
         examples.append(PairExample(f"{i}", kept, (-100.0,) * len(kept), third))
     real = sum(len(reply.ids_T) for example in examples for reply in example.replies[:2])
-    if options.variant == "ours_reference":
-
-        def score() -> tuple[int, int]:
-            for _ in score_texts(model, [example.replies for example in examples], batch_tokens=1 << 20):
-                pass
-            return real, real
-
-        return score, [model]
     objective = pair_objective(LossSettings(name="selm" if selm else "dpo", alpha=0.001 if selm else 0.0, beta=0.01))
 
     def step() -> tuple[int, int]:
@@ -188,8 +209,31 @@ def _prepared(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Ste
             (objective(model, batch)["loss"] / len(examples)).backward()
         return real, batch["inputs"]["input_ids"].numel()
 
-    assert torch.is_grad_enabled()
-    return step, [model]
+    return step
+
+
+def _reference_pass(options: argparse.Namespace, model: Any) -> Step:
+    from consilience.prefer.likelihood import score_texts
+
+    pairs = [read[:2] for read in _read(options, uneven=False)]
+    real = sum(len(reply.ids_T) for pair in pairs for reply in pair)
+
+    def score() -> tuple[int, int]:
+        for _ in score_texts(model, pairs, batch_tokens=1 << 20):
+            pass
+        return real, real
+
+    return score
+
+
+def _read(options: argparse.Namespace, *, uneven: bool) -> list[list[Any]]:
+    """The replies of `texts_of` as the policy reads them."""
+    from consilience.prefer.likelihood import ReadReply
+
+    return [
+        [ReadReply(np.concatenate([prompt, reply]).astype(np.int32), len(prompt)) for reply in replies]
+        for prompt, replies in texts_of(options, uneven=uneven)
+    ]
 
 
 def _trl(options: argparse.Namespace, make: Callable[[], Any]) -> tuple[Step, list[Any]]:
