@@ -191,3 +191,34 @@ def test_a_servers_price_pace_and_key_are_no_part_of_what_is_frozen(
     served(model="another")
     with pytest.raises(ConfigError, match="was 'm', now 'another'"):
         read_frozen(read_project(project))
+
+
+def test_labels_and_estimates_are_of_these_texts_and_this_gold(tmp_path: Path, consilience: Callable[..., Any]) -> None:
+    rows = [{"text": f"t{i}", "pred": "yes" if i % 2 else "no", "human": "yes" if i % 3 else "no"} for i in range(30)]
+    project = make_project(tmp_path / "p", rows, "pred", "human", ["no", "yes"])
+    for verb in ("freeze", "run", "estimate", "report"):
+        assert consilience("annotate", verb, project).code == 0
+
+    def write(changed: list[dict[str, Any]]) -> None:
+        with (project / "posts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*changed[0]])
+            writer.writeheader()
+            writer.writerows(changed)
+
+    write([row | {"year": i} for i, row in enumerate(rows)])  # a covariate more
+    stale = consilience("annotate", "report", project)
+    assert stale.code == 2
+    assert "was made of other data than there are now" in stale.err
+    assert consilience("annotate", "estimate", project, "--by", "year").code == 0
+    assert consilience("annotate", "report", project).code == 0
+
+    write([row | {"human": "no"} for row in rows])
+    stale = consilience("annotate", "report", project)
+    assert stale.code == 2
+    assert "was made of other data and gold than there are now" in stale.err
+
+    for other in (rows[::-1], [row | {"text": "another"} for row in rows]):
+        write(other)
+        refused = consilience("annotate", "estimate", project)
+        assert refused.code == 2
+        assert "the texts of posts.csv are not those that were coded: another text or another order" in refused.err

@@ -23,6 +23,22 @@ class Row(NamedTuple):
     values: tuple[Any, ...] = ()
 
 
+class TextsDigest:
+    """What ids and texts are there, and in which order: the same for a table that has only gained other columns."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, row: Row) -> None:
+        """The next row."""
+        for part in (row.id, row.text):
+            encoded = part.encode(errors="surrogatepass")
+            self._hash.update(len(encoded).to_bytes(8, "little") + encoded)
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
+
+
 def corpus(project: Project, columns: Sequence[str] = (), *, text: str | None = None) -> Iterator[Row]:
     """The rows in order; `text` is another column than the recipe's to read as the text.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from consilience.annotate.configuration import digest
 from consilience.annotate.corpus import corpus
 from consilience.annotate.estimates import NAIVE, by_group, default_of, prevalence
 from consilience.annotate.freeze import Frozen, read_frozen
+from consilience.annotate.gold import Gold, GoldItem
 from consilience.annotate.labels import read_labels
 from consilience.annotate.measured import Measured, measured
 from consilience.annotate.methods import run_records
@@ -48,13 +50,13 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
     sample = read_sample(project, frozen, frozen.primary, columns)
     made_of = {
         "frozen": frozen.record["digest"],
-        "gold": digest([[c.gold.id, c.gold.label, c.gold.probability, c.gold.cluster] for c in sample.coded]),
+        "gold": _gold_digest(c.gold for c in sample.coded),
         "unlabelled": digest([[text.id, text.why] for text in sample.unlabelled]),
         "rows": sample.rows,
         "labels": digest(run_records(project, frozen)),
         "corpus_is_sample": project.recipe.corpus_is_sample,
         # Another cluster column, or another value of a covariate, gives other intervals.
-        "data": [project.recipe.data.model_dump(mode="json"), fingerprint(project.file(project.recipe.data.path))],
+        "data": _data_now(project),
     }
     found = _earlier(project.folder / FILE, made_of)
     if "prevalence" not in found:
@@ -71,13 +73,29 @@ def estimate(project: Project, *, by: str | None, formula: str | None, family: s
     return found
 
 
-def read_estimates(project: Project) -> dict[str, Any]:
-    """What `estimate` kept. Raises `DataError` where there is nothing."""
+def read_estimates(project: Project, gold: Gold) -> dict[str, Any]:
+    """What `estimate` kept. Raises `DataError` where there is nothing, or it is of other data or gold than these."""
     path = project.folder / FILE
     if not path.is_file():
         raise DataError(f"no estimates in {project.folder}. Run consilience annotate estimate first.")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    now = {"data": _data_now(project), "gold": _gold_digest(gold.test)}
+    others = [name for name in now if found["made_of"][name] != now[name]]
+    if others:
+        raise DataError(
+            f"{path} was made of other {' and '.join(others)} than there are now. Run consilience annotate estimate "
+            "again, with the same --by and --formula."
+        )
     return found
+
+
+def _data_now(project: Project) -> list[Any]:
+    data = project.recipe.data
+    return [data.model_dump(mode="json"), fingerprint(project.file(data.path))]
+
+
+def _gold_digest(items: Iterable[GoldItem]) -> str:
+    return digest(sorted([item.id, item.label, item.probability, item.cluster] for item in items))
 
 
 def _earlier(path: Path, made_of: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from consilience.annotate.answers import Status
 from consilience.annotate.codebook import CLOSED
 from consilience.annotate.coder import Annotation, Coder, GivenLabels, in_batches
 from consilience.annotate.configuration import coder_of, grouped_by_model
-from consilience.annotate.corpus import corpus
+from consilience.annotate.corpus import TextsDigest, corpus
 from consilience.annotate.corrections import Affine
 from consilience.annotate.engines import about_local, load_engine
 from consilience.annotate.freeze import Frozen, read_frozen
@@ -44,8 +44,11 @@ def run(project: Project, on_progress: OnProgress, *, retry: bool = False) -> di
     folder.mkdir(exist_ok=True)
     with _alone(folder):
         data = project.file(project.recipe.data.path)
-        total = sum(1 for _ in corpus(project))  # reads the whole table once: a bad row is met before hours of work
-        about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total}
+        total, texts = 0, TextsDigest()
+        for row in corpus(project):  # the whole table once: a bad row is met before hours of work
+            total += 1
+            texts.add(row)
+        about = {"digest": frozen.record["digest"], "data": fingerprint(data), "rows": total, "texts": str(texts)}
         _start_anew_if_refrozen(folder, about, frozen)
         before = _coded_again(folder, frozen)
         for model, names in grouped_by_model(project, list(frozen.names)):
@@ -262,11 +265,11 @@ def _start_anew_if_refrozen(folder: Path, about: dict[str, Any], frozen: Frozen)
     record = folder / "run.json"
     if record.is_file():
         was = json.loads(record.read_text(encoding="utf-8"))
-        if was == about:
+        if was.items() <= about.items():  # those of earlier versions know nothing of the texts
             return
         if was["digest"] == about["digest"]:
             raise ConfigError(
-                f"the data have changed since this run began ({was['rows']} rows then, {about['rows']} now). "
+                f"the data are not those that this run began with ({was['rows']} rows then, {about['rows']} now). "
                 f"Put them back, or remove {folder} to start anew."
             )
         kept = folder.with_name(f"{FOLDER}-{was['digest']}")

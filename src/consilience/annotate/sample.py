@@ -7,16 +7,18 @@ Shapes: N rows, n gold texts, K categories of the model.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilience.annotate.columns import Column, ColumnReader
 from consilience.annotate.configuration import pool_of
-from consilience.annotate.corpus import corpus
+from consilience.annotate.corpus import TextsDigest, corpus
 from consilience.annotate.freeze import Frozen
 from consilience.annotate.gold import Gold, Unlabelled, read_gold, refuse_examples, refuse_too_few
 from consilience.annotate.labels import read_labels
@@ -104,6 +106,20 @@ class Sample:
         )
 
 
+def _texts_coded(project: Project) -> str | None:
+    """The `TextsDigest` of what `annotate run` coded; none where an earlier version did."""
+    record = project.folder / FOLDER / "run.json"
+    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return found.get("texts")
+
+
+def _other_texts(project: Project, what: str) -> DataError:
+    return DataError(
+        f"the texts of {project.recipe.data.path} are not those that were coded: {what}. Put them back, or remove "
+        f"{project.folder / FOLDER} and give consilience annotate run again. Columns may be added freely."
+    )
+
+
 def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[str] = ()) -> Sample:
     """Reads labels, data and gold together, in one pass.
 
@@ -124,14 +140,17 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
     kept = [ColumnReader(name) for name in columns]
     coded: list[Coded] = []
     texts: dict[str, str] = {}
-    labels = read_labels(path)
+    labels, read = read_labels(path), TextsDigest()
     for row in corpus(project, asked):
+        read.add(row)
         line = next(labels, None)
-        if line is None or line["id"] != row.id:
+        if line is None:
             raise DataError(
-                f"{path} has {'no line' if line is None else 'id ' + repr(line['id'])} for row {len(category_N) + 1} "
-                f"of the data (id {row.id!r}). Run consilience annotate run again; it goes on where it stopped."
+                f"{path} has no line for row {len(category_N) + 1} of the data (id {row.id!r}). Run consilience "
+                "annotate run again; it goes on where it stopped."
             )
+        if line["id"] != row.id:
+            raise _other_texts(project, f"row {len(category_N) + 1} has id {row.id!r}, then {line['id']!r}")
         category = category_of(line["label"], line["status"])
         category_N.append(place.setdefault(category, len(place)))
         own = text_of(row.values[0]) if cluster else ""
@@ -143,6 +162,8 @@ def read_sample(project: Project, frozen: Frozen, name: str, columns: Sequence[s
         if item is not None:
             texts[row.id] = row.text
             coded.append(Coded(item, line["label"], line["status"], line.get("p"), own, len(row.text)))
+    if _texts_coded(project) not in (None, str(read)):
+        raise _other_texts(project, "another text or another order of rows")
     if by_id:
         raise DataError(f"{len(by_id)} gold ids are not in the data: {', '.join([*by_id][:5])}.")
     shown = project.codebook.example_texts | {shot.text.strip() for shot in pool_of(project)}

@@ -20,8 +20,8 @@ FOLDER = "report"
 def annotation_results(project: Project) -> dict[str, Any]:
     """Everything that the page and its tables show. Raises `DataError` where the estimates are not made yet."""
     frozen = read_frozen(project)
-    estimates = read_estimates(project)
     gold = read_gold(project, frozen.record["dev_gold"])
+    estimates = read_estimates(project, gold)
     book = project.codebook
     return {
         "title": project.recipe.title or f"{book.variable} in {project.recipe.data.path}",
