@@ -307,7 +307,7 @@ def test_a_frozen_recipe_that_was_edited_says_what_changed(
     edit(project / "texts.csv", "t7,", "t700,")
     answer = consilience("annotate", "run", project)
     assert answer.code == 2
-    assert "the data have changed" in answer.err
+    assert "the data are not those that this run began with" in answer.err
     assert consilience("annotate", "freeze", project, "--choose", "small.letters").code == 2  # not without --force
 
 
