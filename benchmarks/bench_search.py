@@ -38,7 +38,7 @@ from consilience.models import ChatModel
 from consilience.records import Message
 from consilience.search import METHODS, Models, Prompt, Result, SearchSettings, TreeModel, search
 from published_search import models_of, prompt_of
-from search_wall import WALL, wall, wall_table_of
+from search_wall import WALL, sample_rows, wall, wall_table_of
 
 TOKENS = 128
 LARGE, SMALL = [8, 512], [4, 256]
@@ -149,15 +149,7 @@ def plain(model: Any, job: Json) -> float:
     took = []
     for _ in range(job["repeats"]):
         began = time.process_time()
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=0.7,
-            top_k=50,
-            num_return_sequences=rows,
-            max_new_tokens=job["max_new_tokens"],
-        )
+        sample_rows(model, ids, rows, job["max_new_tokens"])
         took.append(time.process_time() - began)
     return min(took)
 

@@ -101,17 +101,22 @@ def _plain_s(model: Any, width: int, successors: int, chunk: int, prompt: int, t
     took = []
     for _ in range(repeats + 1):
         began = _seconds()
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=0.7,
-            top_k=50,
-            num_return_sequences=width * successors,
-            max_new_tokens=tokens,
-        )
+        sample_rows(model, ids, width * successors, tokens)
         took.append(_seconds() - began)
     return statistics.median(took[1:])
+
+
+def sample_rows(model: Any, ids: torch.Tensor, rows: int, tokens: int) -> None:
+    """Plain sampling: transformers' `generate` of so many rows from one prompt, ids of shape [1, P]."""
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=0.7,
+        top_k=50,
+        num_return_sequences=rows,
+        max_new_tokens=tokens,
+    )
 
 
 def _seconds() -> float:

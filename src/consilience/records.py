@@ -74,13 +74,18 @@ def read_conversations(
     `group_key` names the field that holds a chat's group. Raises `DataError` naming file and line when a record
     cannot be read, has no assistant turn, or when there is none at all.
     """
-    path = Path(path)
+    return conversations_of(islice(read_rows(Path(path), split=split), limit), path, group_key=group_key)
+
+
+def conversations_of(
+    rows: Iterable[tuple[str, Any]], name: Path | str, *, group_key: str = "group"
+) -> list[Conversation]:
+    """The chats of rows, each with its place, of the data called `name`. Raises `DataError` where there is none."""
     chats = [
-        conversation_of(row, where=where, index=index, group_key=group_key)
-        for index, (where, row) in enumerate(islice(read_rows(path, split=split), limit))
+        conversation_of(row, where=where, index=index, group_key=group_key) for index, (where, row) in enumerate(rows)
     ]
     if not chats:
-        raise DataError(f"{path} holds no conversations. Expected one JSON object with 'messages' per line.")
+        raise DataError(f"{name} holds no conversations. Expected one JSON object with 'messages' per line.")
     return chats
 
 

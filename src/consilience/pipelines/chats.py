@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ from consilience.errors import DataError
 from consilience.pipelines.data import rows_of
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import DataSettings, FuseRecipe, HeldOutSettings
-from consilience.records import Conversation, Message, conversation_of, row_of
+from consilience.records import Conversation, Message, conversations_of
 from consilience.rng import stream
 
 
@@ -32,25 +30,11 @@ def read_chats(recipe: FuseRecipe, places: Places) -> tuple[list[Conversation], 
     return train_chats, [chat for chat in chats if chat.opening in kept_back][: held_out.limit]
 
 
-def fingerprint_of_chats(chats: Sequence[Conversation]) -> str:
-    """A hash of chats in their order."""
-    digest = hashlib.sha256()
-    for chat in chats:
-        digest.update(json.dumps(row_of(chat), default=str).encode())
-    return digest.hexdigest()[:16]
-
-
 def _read(settings: DataSettings | HeldOutSettings, places: Places) -> list[Conversation]:
     rows, name = rows_of(settings, places), str(settings.path)
     if isinstance(settings, DataSettings) and settings.text_key:
         return [_text(row, settings, where, index) for index, (where, row) in enumerate(rows)]
-    chats = [
-        conversation_of(row, where=where, index=index, group_key=settings.group_key)
-        for index, (where, row) in enumerate(rows)
-    ]
-    if not chats:
-        raise DataError(f"{name} holds no conversations. Expected one JSON object with 'messages' per line.")
-    return _checked(chats, name, settings)
+    return _checked(conversations_of(rows, name, group_key=settings.group_key), name, settings)
 
 
 def _text(row: Any, data: DataSettings, where: str, index: int) -> Conversation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -53,15 +53,22 @@ def fingerprints(data: Mapping[str, Named], files: Mapping[str, str], places: Pl
         if not (there or places.is_made_here(name)):
             raise DataError(f"{key}: no file {name!r}. Paths are relative to the recipe ({places.recipe_folder}).")
     return {
-        key: fingerprint(places.file(name)) if places.file(name).exists() else _digest(rows_of(data[key], places))
-        for key, name in names.items()
-        if not places.is_made_here(name)
+        key: _fingerprint(name, data.get(key), places) for key, name in names.items() if not places.is_made_here(name)
     }
 
 
-def _digest(rows: Rows) -> str:
+def _fingerprint(name: str, named: Named | None, places: Places) -> str:
+    """Of the file or folder; else of the rows of the data set that is `named`."""
+    file = places.file(name)
+    if named is None or file.exists():
+        return fingerprint(file)
+    return digest_of(row for _, row in rows_of(named, places))
+
+
+def digest_of(rows: Iterable[Any]) -> str:
+    """A hash of rows in their order."""
     digest = hashlib.sha256()
-    for _, row in rows:
+    for row in rows:
         digest.update(json.dumps(row, default=str).encode())
     return digest.hexdigest()[:16]
 

@@ -23,10 +23,11 @@ from consilience.models import (
 )
 from consilience.models.load import make_room
 from consilience.models.ray_data import refuse_without_ray
-from consilience.pipelines.chats import fingerprint_of_chats, read_chats
+from consilience.pipelines.chats import read_chats
+from consilience.pipelines.data import digest_of
 from consilience.pipelines.places import Places
 from consilience.pipelines.recipe import PIVOT, FuseRecipe
-from consilience.records import Message
+from consilience.records import Message, row_of
 from consilience.run import RunFolder, fingerprint, key_of
 from consilience.weights import Checkpoint
 
@@ -55,7 +56,8 @@ class Fusion:
         tasks = {f"tasks/{name}": places.file(task.path) for name, task in recipe.tasks.items()}
         self.keys = dict(inputs)  # of models, files and chats, and of the stages that follow from them
         self.keys |= {name: fingerprint(path) for name, path in (self.paths | tasks).items()}
-        self.keys |= {"chats": fingerprint_of_chats(self.train_chats), "held out": fingerprint_of_chats(self.held_out)}
+        chats = {"chats": self.train_chats, "held out": self.held_out}
+        self.keys |= {name: digest_of(map(row_of, part)) for name, part in chats.items()}
         self._tokenizers: dict[str, Any] = {}  # by model; some take a second to read
 
     def stage(
